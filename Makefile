@@ -1,0 +1,85 @@
+# `make demo` and `make test` work on a fresh machine: they make a virtual environment first, once,
+# and again when pyproject.toml or constraints.txt change.
+#
+# pip runs under constraints.txt and otherwise as it is configured: its environment variables
+# (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...) and its configuration files hold.
+# Without any, Linux gets PyTorch's CUDA build (several GB). On a machine without a GPU, set
+# PIP_EXTRA_INDEX_URL to PyTorch's own CPU index (see the README) before the first `make`.
+#
+# make VENV=/elsewhere/venv ...                another place for the environment
+# make PYTHON=python3.12 ...                   another interpreter to make it with
+# PYTEST_ADDOPTS='-k resume -x' make test      options for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.vlmbatch-installed
+PYTEST := $(PY) -m pytest
+
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check format test test-slow kill-all accuracy million bench schemas wheel clean python
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
+
+demo: $(INSTALLED) ## install, then label pictures with the small model in the package
+	$(PY) examples/demo.py
+
+check: $(INSTALLED) ## formatting, lint, types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy --strict vlmbatch
+
+format: $(INSTALLED) ## format, and fix what lint can fix
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: $(INSTALLED) ## all tests but the slow ones
+	$(PYTEST) -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(INSTALLED) ## the slow ones: long forms, kills at every point
+	$(PYTEST) -m slow
+
+kill-all: $(INSTALLED) ## kill driver, workers and engines at every point: slow tests named *kill*
+	$(PYTEST) -m slow -k kill
+
+accuracy: $(INSTALLED) ## the demo model against easy-VQA's answers and boxes
+	$(PY) benchmarks/accuracy.py
+
+million: $(INSTALLED) ## a million rows through the echo engine: rate and memory
+	$(PY) benchmarks/million_rows.py
+
+bench: $(INSTALLED) ## how fast the command line answers
+	$(PY) benchmarks/cli_startup.py
+
+schemas: $(INSTALLED) ## write schemas/ from the code
+	$(PY) -m vlmbatch.schemas
+
+wheel: $(INSTALLED) ## dist/vlmbatch-*.whl
+	rm -rf build dist
+	$(PY) -m pip wheel . --no-deps --wheel-dir dist
+
+clean: ## remove what builds and tests left; the environment stays
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find vlmbatch tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory python
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (PyTorch first; a few minutes the first time)"
+	$(PY) -m pip install -q torch -c constraints.txt
+	$(PY) -m pip install -q -e '.[demo,dev]' -c constraints.txt
+	@touch $@
+
+python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "vlmbatch needs Python 3.11 or newer; there is no '$(PYTHON)' here."; \
+	  echo "  -> install it, or name one: make PYTHON=/path/to/python3.12 ..."; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "vlmbatch needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)."; \
+	  echo "  -> name a newer one: make PYTHON=/path/to/python3.12 ..."; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: it lacks venv or ensurepip."; \
+	  echo "  -> on Debian and Ubuntu: apt-get install python3-venv"; exit 1; } >&2

@@ -1,0 +1,32 @@
+"""Every test runs offline, without the user's settings and caches, one torch thread per process.
+
+Set while this file is imported, so that it holds for every library that reads it on import, and
+for every process that a test starts.
+"""
+
+import os
+import tempfile
+
+import hypothesis
+import pytest
+
+HOME = tempfile.TemporaryDirectory(prefix="vlmbatch-tests-", ignore_cleanup_errors=True)
+
+os.environ.pop("VLMBATCH_MODEL", None)
+os.environ.update(
+    HF_HOME=HOME.name,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    OMP_NUM_THREADS="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+# No deadline: two test processes share two cores with what the tests start.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    HOME.cleanup()

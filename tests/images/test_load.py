@@ -1,0 +1,242 @@
+"""The images of a row, loaded within the budget, or one failure and nothing held."""
+
+import asyncio
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import pytest
+import xxhash
+from PIL import Image
+
+from vlmbatch.errors import ErrorCode, RequestFailed, Stage, failed
+from vlmbatch.grounding import Size
+from vlmbatch.images.budget import ByteBudget
+from vlmbatch.images.load import ImageLoader, Limits
+from vlmbatch.records import ImageRef
+
+LIMITS = Limits(backoff=0)
+
+
+class FailsFirst(ThreadPoolExecutor):
+    """The first ``times`` pieces of work fail as a store that is busy does."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(1)
+        self.times = times
+
+    def submit(self, work, /, *args, **kwargs):
+        if self.times > 0:
+            self.times -= 1
+            done = Future()
+            done.set_exception(
+                failed(ErrorCode.FETCH_FAILED, Stage.LOAD, "store is busy", retryable=True)
+            )
+            return done
+        return super().submit(work, *args, **kwargs)
+
+
+class Held(ThreadPoolExecutor):
+    """Counts what is submitted; nothing runs before ``go`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.go = threading.Event()
+        self.submitted = 0
+
+    def submit(self, work, /, *args, **kwargs):
+        self.submitted += 1
+        return super().submit(lambda: self.go.wait(10) and work(*args, **kwargs))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, size in (("wide.png", (400, 100)), ("small.png", (10, 10)), ("tall.jpg", (50, 80))):
+        Image.new("RGB", size, "teal").save(tmp_path / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (400, 100)).save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "text.jpg").write_text("<html>404</html>")
+    return tmp_path
+
+
+def refs(*uris: str) -> list[ImageRef]:
+    return [ImageRef(uri=uri) for uri in uris]
+
+
+def half(size: Size) -> Size:
+    return Size(max(size.width // 2, 1), max(size.height // 2, 1))
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def loader(folder, budget: ByteBudget, executor: Executor, limits=LIMITS, target=None):
+    return ImageLoader(
+        base=str(folder), budget=budget, executor=executor, limits=limits, target=target
+    )
+
+
+def test_images_come_in_order_with_their_sizes_and_what_they_keep_is_held(folder):
+    async def scene():
+        budget = ByteBudget(10**7)
+        with ThreadPoolExecutor(2) as executor:
+            loaded = await loader(folder, budget, executor, target=half).load(
+                refs("wide.png", "turned.jpg", "small.png")
+            )
+        with loaded:
+            assert [image.size for image in loaded.images] == [
+                Size(400, 100),
+                Size(100, 400),
+                Size(10, 10),
+            ]
+            assert [image.pixels.size for image in loaded.images] == [(200, 50), (50, 200), (5, 5)]
+            assert budget.held == 4 * (200 * 50 + 50 * 200 + 5 * 5)
+        assert budget.held == 0
+        loaded.release()
+        assert budget.held == 0
+
+    asyncio.run(scene())
+
+
+def test_the_key_is_of_the_content_and_of_the_size_given_to_the_model(folder):
+    async def scene():
+        data = (folder / "wide.png").read_bytes()
+        with ThreadPoolExecutor(1) as executor:
+            full = loader(folder, ByteBudget(10**7), executor)
+            shrunk = loader(folder, ByteBudget(10**7), executor, target=half)
+            both = [*refs("wide.png"), ImageRef(uri="elsewhere.png", data=data)]
+            keys = [image.key for image in (await full.load(both)).images]
+            keys += [image.key for image in (await shrunk.load(both)).images]
+        digest = xxhash.xxh3_128_hexdigest(data)
+        assert keys == [f"{digest}-400x100"] * 2 + [f"{digest}-200x50"] * 2
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("uri", "code", "message"),
+    [
+        ("gone.png", ErrorCode.IMAGE_MISSING, "no such file: gone.png"),
+        ("text.jpg", ErrorCode.IMAGE_UNREADABLE, "text.jpg: not an image, or its header is broken"),
+        ("wide.png", ErrorCode.IMAGE_TOO_LARGE, "wide.png: 400 x 100 is 40,000 pixels"),
+    ],
+)
+def test_one_bad_image_fails_the_row_and_holds_nothing(folder, uri, code, message):
+    async def scene():
+        budget = ByteBudget(10**7)
+        with ThreadPoolExecutor(1) as executor:
+            limited = loader(folder, budget, executor, Limits(max_pixels=20_000, backoff=0))
+            with pytest.raises(RequestFailed) as caught:
+                await limited.load(refs("small.png", uri))
+        assert budget.held == 0
+        assert caught.value.failure.code is code
+        assert caught.value.failure.message.startswith(message)
+
+    asyncio.run(scene())
+
+
+def test_an_image_that_breaks_only_in_decoding_holds_nothing(folder):
+    data = (folder / "tall.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(data[:-60])
+
+    async def scene():
+        budget = ByteBudget(10**7)
+        with ThreadPoolExecutor(1) as executor:
+            with pytest.raises(RequestFailed) as caught:
+                await loader(folder, budget, executor).load(refs("cut.jpg"))
+        assert caught.value.failure.message.startswith("cut.jpg: truncated JPEG")
+        assert budget.held == 0
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("failures", "answered"), [(1, True), (2, True), (3, False)])
+def test_a_passing_failure_is_tried_three_times(folder, failures: int, answered: bool):
+    async def scene():
+        budget = ByteBudget(10**7)
+        with FailsFirst(failures) as executor:
+            load = loader(folder, budget, executor).load(refs("small.png"))
+            if answered:
+                (await load).release()
+            else:
+                with pytest.raises(RequestFailed, match="store is busy"):
+                    await load
+        assert executor.times == 0
+        assert budget.held == 0
+
+    asyncio.run(scene())
+
+
+def test_a_lasting_failure_is_tried_once(folder):
+    async def scene():
+        with Held() as executor:
+            executor.go.set()
+            with pytest.raises(RequestFailed):
+                await loader(folder, ByteBudget(10**7), executor).load(refs("gone.png"))
+        assert executor.submitted == 1
+
+    asyncio.run(scene())
+
+
+def test_rows_of_several_images_take_turns_where_both_do_not_fit(folder):
+    async def scene():
+        budget = ByteBudget(400 * 100 * 4 * 3 + 10_000)  # one row: two images and one being decoded
+        with ThreadPoolExecutor(4) as executor:
+            row_loader = loader(folder, budget, executor)
+
+            async def one_row() -> int:
+                with await row_loader.load(refs("wide.png", "wide.png")) as loaded:
+                    await asyncio.sleep(0)
+                    assert budget.held <= budget.total
+                    return len(loaded.images)
+
+            rows = asyncio.gather(*(one_row() for _ in range(10)))
+            assert await asyncio.wait_for(rows, 30) == [2] * 10
+        assert budget.held == 0
+
+    asyncio.run(scene())
+
+
+def test_an_image_above_the_budget_is_loaded_alone(folder):
+    async def scene():
+        budget = ByteBudget(1000)
+        with ThreadPoolExecutor(4) as executor:
+            row_loader = loader(folder, budget, executor)
+            small = await row_loader.load(refs("small.png"))
+            large = asyncio.create_task(row_loader.load(refs("wide.png")))
+            await settle()
+            assert not large.done()
+            small.release()
+            (await asyncio.wait_for(large, 10)).release()
+        assert budget.held == 0
+
+    asyncio.run(scene())
+
+
+def test_a_cancelled_load_holds_nothing(folder):
+    async def scene():
+        budget = ByteBudget(10**7)
+        with ThreadPoolExecutor(1) as free, Held() as held:
+            reading = asyncio.create_task(loader(folder, budget, held).load(refs("small.png")))
+            other = await budget.reserve(budget.total)
+            queued = asyncio.create_task(loader(folder, budget, free).load(refs("small.png")))
+            await settle()
+            for task in (reading, queued):
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            held.go.set()
+        other.release()
+        assert budget.held == 0
+
+    asyncio.run(scene())
+
+
+def test_a_row_without_images_loads_nothing(folder):
+    async def scene():
+        with ThreadPoolExecutor(1) as executor:
+            assert (await loader(folder, ByteBudget(1), executor).load([])).images == ()
+
+    asyncio.run(scene())

@@ -1,0 +1,349 @@
+"""The command line. Thin: options become a JobSpec; everything heavy is imported by the command."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlmbatch import __version__
+from vlmbatch.errors import UsageError, VlmbatchError
+
+if TYPE_CHECKING:
+    from vlmbatch.job import JobSpec
+    from vlmbatch.run import Summary
+
+
+def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An error of ours is one message and its exit code, never a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except VlmbatchError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vlmbatch")
+def main() -> None:
+    """Ask a vision-language model something about every image of a dataset.
+
+    \b
+    vlmbatch run manifest.parquet --task caption     (again: it resumes)
+    vlmbatch status OUTPUT
+    vlmbatch retry OUTPUT
+    """
+
+
+def _pairs(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE")
+        pairs[key] = rest
+    return pairs
+
+
+def _words(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[str] | None:
+    if value is None:
+        return None
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def _text(value: str) -> str:
+    """TEXT, or the content of a file for @FILE."""
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {value[1:]}: {error}") from None
+
+
+RUN_OPTIONS: list[Callable[..., Any]] = [
+    click.argument("manifest", nargs=-1, required=True),
+    click.option(
+        "-t",
+        "--task",
+        "tasks",
+        multiple=True,
+        help="caption, vqa, ground, detect, ocr, or a name of your own with --prompt; repeatable.",
+    ),
+    click.option("-m", "--model", help="Hub id, local directory, or demo (the bundled model)."),
+    click.option("-o", "--output", help="Output folder. Default: <manifest>-<tasks>/."),
+    click.option("--revision", help="Commit, branch or tag of a Hub model."),
+    click.option(
+        "--prompt",
+        "prompts",
+        multiple=True,
+        metavar="[TASK=]TEXT|@FILE",
+        help="Word a task differently: a Jinja template over the row's columns.",
+    ),
+    click.option("--system", metavar="TEXT|@FILE", help="System prompt."),
+    click.option(
+        "--style", type=click.Choice(["short", "detailed"]), help="Of captions. Default: short."
+    ),
+    click.option("--question", help="The question for every row, without a question column."),
+    click.option("--phrase", help="The phrase to ground, without a phrase column."),
+    click.option(
+        "--labels", callback=_words, help="What to detect: a,b,c; without a labels column."
+    ),
+    click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        callback=_pairs,
+        metavar="OURS=THEIRS",
+        help="The manifest's name for a column, as in image=url; repeatable.",
+    ),
+    click.option(
+        "--carry",
+        multiple=True,
+        metavar="COL",
+        help="Copy a manifest column to the results; * is all but images; repeatable.",
+    ),
+    click.option("--limit", type=int, metavar="N", help="Only the first N rows."),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "transformers", "echo"]),
+        help="What runs the model; echo needs none. Default: auto.",
+    ),
+    click.option(
+        "--engine-arg",
+        "engine_args",
+        multiple=True,
+        callback=_pairs,
+        metavar="KEY=VALUE",
+        help="A setting of the engine; repeatable.",
+    ),
+    click.option("--dtype", help="auto, float32, bfloat16, float16."),
+    click.option("--batch-size", type=int, help="Requests per batch (transformers)."),
+    click.option("--family", help="Force a model family: how it is asked and read."),
+    click.option("--max-tokens", type=int, help="Tokens per answer, at most. Default: 256."),
+    click.option("--temperature", type=float, help="Default: 0, greedy."),
+    click.option("--top-p", type=float, help="Default: 1."),
+    click.option("--seed", type=int, help="For sampling."),
+    click.option("--workers", type=int, help="Engines. Default: one per usable GPU, else 1."),
+    click.option("--gpus-per-worker", type=int, help="Default: 1."),
+    click.option(
+        "--executor",
+        type=click.Choice(["auto", "local", "ray"]),
+        help="Default: auto, which is local for one worker, else ray.",
+    ),
+    click.option("--ray-address", metavar="ADDR", help="An existing Ray cluster, or auto."),
+    click.option("--checkpoint-rows", type=int, help="Rows per commit. Default: 256."),
+    click.option("--part-rows", type=int, help="Rows per output file. Default: 65,536."),
+    click.option(
+        "--max-failure-rate",
+        type=float,
+        help="Exit code 3 if a larger share of the rows fails. Default: 0.1.",
+    ),
+    click.option("--image-memory", help="For images, per worker. Default: 1GiB."),
+    click.option("--max-image-pixels", type=int, help="Larger images fail. Default: 178,956,970."),
+    click.option("--max-image-bytes", help="Larger files fail. Default: 256MiB."),
+    click.option("--start-timeout", help="Until a worker is ready. Default: 30min."),
+    click.option("--stall-timeout", help="A worker without progress is replaced. Default: 15min."),
+    click.option(
+        "--trust-remote-code", is_flag=True, default=None, help="Run the model's own code."
+    ),
+]
+
+
+def with_options(options: list[Callable[..., Any]]) -> Callable[..., Any]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@main.command()
+@with_options(RUN_OPTIONS)
+@click.option("--overwrite", is_flag=True, help="Start anew: delete the output's results first.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@clean_errors
+def run(overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Ask a model about every row of MANIFEST; run again to resume.
+
+    MANIFEST is a Parquet file, a folder of them, or a glob; several may be given. Its column
+    `image` holds paths, bytes, Hugging Face image structs, or lists of these.
+    """
+    from vlmbatch.run import run as run_job
+
+    summary = run_job(job_from_options(options), overwrite=overwrite, command=sys.argv[1:])
+    _finish(summary, as_json)
+
+
+@main.command()
+@click.argument("output")
+@click.option("--codes", callback=_words, help="Only failures with these codes: a,b.")
+@click.option("--workers", type=int, help="Engines. Default: as before.")
+@click.option("--executor", type=click.Choice(["auto", "local", "ray"]), help="As for run.")
+@click.option("--ray-address", metavar="ADDR", help="As for run.")
+@click.option("--checkpoint-rows", type=int, help="Rows per commit. Default: as before.")
+@click.option("--max-failure-rate", type=float, help="As for run.")
+@click.option(
+    "--engine-arg",
+    "engine_args",
+    multiple=True,
+    callback=_pairs,
+    metavar="KEY=VALUE",
+    help="A setting of the engine that changes no answer; repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@clean_errors
+def retry(
+    output: str,
+    codes: list[str] | None,
+    engine_args: dict[str, str],
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Ask the failed results of OUTPUT again; each part is replaced in one step."""
+    from vlmbatch.errors import ErrorCode
+    from vlmbatch.run import retry as retry_failed
+
+    for code in codes or ():
+        if code not in set(ErrorCode):
+            raise UsageError(f"unknown code {code!r}", hint=f"known: {', '.join(ErrorCode)}")
+    changes = {key: value for key, value in settings.items() if value is not None}
+    _finish(retry_failed(output, tuple(codes or ()), changes, engine_args), as_json)
+
+
+@main.command()
+@click.argument("output")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@clean_errors
+def status(output: str, as_json: bool) -> None:
+    """Progress, rates and failures by reason, while a run goes on and after it."""
+    from vlmbatch.status import describe, status_of
+
+    found = status_of(output)
+    click.echo(json.dumps(found, indent=1) if as_json else describe(found))
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@clean_errors
+def models(model: str | None, as_json: bool) -> None:
+    """The model families that vlmbatch knows; with MODEL, how that model will be asked."""
+    from vlmbatch.catalogue import describe_families, describe_model
+
+    found = describe_families() if model is None else describe_model(model)
+    if as_json:
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for line in found if isinstance(found, list) else [found]:
+        for key, value in line.items():
+            click.echo(f"{key + ':':<12} {value}")
+        click.echo("")
+
+
+def job_from_options(options: dict[str, Any]) -> JobSpec:
+    """The spec that these options describe: only what was given is set."""
+    from vlmbatch.job import spec_from
+
+    given = {key: value for key, value in options.items() if value not in (None, (), {}, [])}
+    values: dict[str, Any] = {
+        key: given[key]
+        for key in (
+            *("output", "model", "revision", "columns", "limit", "family", "workers"),
+            *("gpus_per_worker", "executor", "ray_address", "checkpoint_rows", "part_rows"),
+            *("max_failure_rate", "image_memory", "max_image_pixels", "max_image_bytes"),
+            *("start_timeout", "stall_timeout", "trust_remote_code"),
+        )
+        if key in given
+    }
+    values["manifest"] = list(given["manifest"])
+    if "carry" in given:
+        values["carry"] = list(given["carry"])
+    if "system" in given:
+        values["system"] = _text(given["system"])
+    engine = {"name": "engine", "dtype": "dtype", "batch_size": "batch_size", "args": "engine_args"}
+    sampling = {name: name for name in ("temperature", "top_p", "max_tokens", "seed")}
+    for section, names in (("engine", engine), ("sampling", sampling)):
+        chosen = {ours: given[theirs] for ours, theirs in names.items() if theirs in given}
+        if chosen:
+            values[section] = chosen
+    tasks = _tasks(given)
+    if tasks:
+        values["tasks"] = tasks
+    return spec_from(values, where="the command line")
+
+
+def _tasks(given: dict[str, Any]) -> list[dict[str, Any]]:
+    names = list(given.get("tasks", ()))
+    prompts = dict(_prompt(value, names) for value in given.get("prompts", ()))
+    if not names and any(key in given for key in ("prompts", "style")):
+        names = ["caption"]
+    unknown = [name for name in prompts if name not in names]
+    if unknown:
+        raise UsageError(
+            f"--prompt words a task {unknown[0]!r} that is not asked",
+            hint=f"add -t {unknown[0]}",
+        )
+    wording = {
+        "caption": ("style",),
+        "vqa": ("question",),
+        "ground": ("phrase",),
+        "detect": ("labels",),
+    }
+    for task, keys in wording.items():
+        for key in keys:
+            if key in given and task not in names:
+                raise UsageError(f"--{key} is for -t {task}, which is not asked")
+    return [
+        {
+            "name": name,
+            **({"prompt": prompts[name]} if name in prompts else {}),
+            **{key: given[key] for key in wording.get(name, ()) if key in given},
+        }
+        for name in names
+    ]
+
+
+def _prompt(value: str, names: list[str]) -> tuple[str, str]:
+    """(task, text) of a --prompt; without TASK= it is for the only task."""
+    task, equals, text = value.partition("=")
+    if equals and task in names:
+        return task, _text(text)
+    if equals and task.isidentifier() and not names:
+        return task, _text(text)
+    if len(names) > 1:
+        raise UsageError(
+            f"--prompt {value[:40]!r} does not say which task it words",
+            hint=f"write TASK=TEXT with one of: {', '.join(names)}",
+        )
+    return (names[0] if names else "caption"), _text(value)
+
+
+def _finish(summary: Summary, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
+    else:
+        click.echo(summary.as_text())
+    for warning in summary.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    sys.exit(summary.exit_code)

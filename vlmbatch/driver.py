@@ -1,0 +1,389 @@
+"""The process that plans, hands out ranges, restarts workers and gathers parts."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import Empty
+from types import FrameType
+
+from vlmbatch import __version__
+from vlmbatch.errors import EngineStartError, RunStopped, VlmbatchError
+from vlmbatch.executors import Died, Event, Executor, Said
+from vlmbatch.messages import Broken, Committed, Drain, Ended, Progress, Ready, Setup, Work
+from vlmbatch.progress import ProgressReport
+from vlmbatch.records import Range
+from vlmbatch.results.files import Counts, list_shards
+from vlmbatch.results.output import Output
+from vlmbatch.run_file import RunFile
+from vlmbatch.scheduler import Lease, Mode, Scheduler
+
+LEASES_PER_WORKER = 2
+DEATHS_IN_A_ROW = 8
+"""So many without any committed row stop the run."""
+DRAIN_SECONDS = 5.0
+DRAIN_GRACE_SECONDS = 3.0
+EARLY_STOP_ROWS = 512
+"""The failure rate ends a run early only after so many rows."""
+MAX_BACKOFF_SECONDS = 30.0
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop."""
+
+
+class TooManyFailures(Exception):
+    """More rows failed than allowed."""
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What the driver knows of one worker."""
+
+    setup: Setup
+    started: float
+    """Seconds, monotonic; also what follows."""
+    moved: float
+    ready: bool = False
+    answered: int = 0
+    ended: bool = False
+    broken: Broken | None = None
+    progress: Progress | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What this driver start has seen. Seconds are monotonic."""
+
+    counts: Counts = field(default_factory=Counts)
+    deaths: int = 0
+    first_ready: float | None = None
+    last_commit: float | None = None
+    peaks: dict[str, int] = field(default_factory=dict)
+    codes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def seconds(self) -> float:
+        """From the first worker's readiness to the last commit."""
+        if self.first_ready is None or self.last_commit is None:
+            return 0.0
+        return max(self.last_commit - self.first_ready, 0.001)
+
+
+class Driver:
+    """Runs the pending ranges to their end. One instance per driver start."""
+
+    def __init__(
+        self,
+        *,
+        output: Output,
+        run_file: RunFile,
+        executor: Executor,
+        workers: int,
+        pending: Sequence[Range],
+        boundaries: Sequence[int],
+        report: ProgressReport,
+        before: Counts,
+        retry_codes: tuple[str, ...] | None = None,
+    ) -> None:
+        self._output = output
+        self._run_file = run_file
+        self._job = run_file.spec
+        self._executor = executor
+        self._wanted = workers
+        self._report = report
+        self._before = before
+        self._retry_codes = retry_codes
+        self._scheduler = Scheduler(
+            pending,
+            lease_rows=self._job.checkpoint_rows,
+            part_rows=run_file.part_rows,
+            boundaries=boundaries,
+        )
+        self._total = sum(map(len, pending))
+        self._nonce = secrets.token_hex(8)
+        self._workers: dict[str, WorkerState] = {}
+        self._restarts: list[float] = []
+        self._number = 0
+        self._deaths_in_a_row = 0
+        self._gatherer = _Gatherer(output) if retry_codes is None else None
+        self._signals = 0
+        self.tally = Tally()
+
+    def run(self) -> None:
+        """Until every row is committed. Raises Interrupted, TooManyFailures or RunStopped; what is
+        committed by then is kept. Parts that are whole are gathered on the way."""
+        self._output.store.write(
+            self._output.store.ours / "nonce",
+            lambda path: _write(path, self._nonce),
+        )
+        with self._signals_handled():
+            try:
+                if not self._scheduler.done:
+                    for _ in range(min(self._wanted, self._total)):
+                        self._start_worker()
+                while not self._scheduler.done:
+                    self._turn()
+                self._drain()
+            except Interrupted:
+                self._drain()
+                raise
+            except TooManyFailures:
+                self._drain()
+                raise
+            finally:
+                self._executor.close()
+                if self._gatherer is not None:
+                    self._gatherer.close()
+
+    def _turn(self) -> None:
+        """Take what workers said, look after those that stand still, hand out rows."""
+        for event in self._events(0.2):
+            self._take(event)
+        if self._signals:
+            raise Interrupted
+        now = time.monotonic()
+        self._look_after(now)
+        for due in [due for due in self._restarts if due <= now]:
+            self._restarts.remove(due)
+            self._start_worker()
+        for name, state in self._workers.items():
+            if state.ready and not state.ended:
+                self._feed(name, state)
+        self._check_failures()
+        self._report.update(self.tally, self._workers, self._scheduler)
+
+    def _events(self, seconds: float) -> Iterator[Event]:
+        with contextlib.suppress(Empty):
+            yield self._executor.events.get(timeout=seconds)
+            while True:
+                yield self._executor.events.get_nowait()
+
+    # workers
+
+    def _start_worker(self) -> None:
+        self._number += 1
+        setup = Setup(
+            output=str(self._output.store.folder.absolute()),
+            worker=f"w{self._number}",
+            epoch=self._run_file.epoch,
+            nonce=self._nonce,
+            version=__version__,
+            retry=self._retry_codes is not None,
+            codes=self._retry_codes or (),
+        )
+        now = time.monotonic()
+        self._workers[setup.worker] = WorkerState(setup, started=now, moved=now)
+        self._executor.start(setup)
+
+    def _take(self, event: Event) -> None:
+        state = self._workers.get(event.worker)
+        if state is None:
+            return
+        match event:
+            case Died(reason=reason):
+                del self._workers[event.worker]
+                self._died(state, reason)
+            case Said(message=Ready()):
+                state.ready, state.moved = True, time.monotonic()
+                self.tally.first_ready = self.tally.first_ready or state.moved
+            case Said(message=Committed() as message):
+                self._committed(event.worker, state, message)
+            case Said(message=Progress() as message):
+                if message.answered != state.answered:
+                    state.moved = time.monotonic()
+                state.answered, state.progress = message.answered, message
+                self.tally.peaks[event.worker] = message.peak_memory
+            case Said(message=Broken() as message):
+                state.broken = message
+                if message.fatal:
+                    raise _stopped(message)
+            case Said(message=Ended()):
+                state.ended = True
+
+    def _committed(self, worker: str, state: WorkerState, message: Committed) -> None:
+        rows = Range(message.first, message.stop)
+        condemned = any(lease.mode is Mode.CONDEMNED for lease in self._scheduler.leases_of(worker))
+        self._scheduler.committed(worker, rows)
+        state.moved = self.tally.last_commit = time.monotonic()
+        self.tally.counts.add(Counts.from_json(message.counts))
+        if not condemned:
+            self._deaths_in_a_row = 0
+        if self._gatherer is not None:
+            self._gatherer.committed(rows)
+
+    def _died(self, state: WorkerState, reason: str) -> None:
+        """Its ranges go back; a new worker comes after a while."""
+        if state.ended:
+            return
+        worker = state.setup.worker
+        self._take_over_commits(worker)
+        self._scheduler.died(worker)
+        if self._signals:
+            return
+        self.tally.deaths += 1
+        self._deaths_in_a_row += 1
+        said = state.broken.message if state.broken else reason
+        self._report.note(f"worker {worker} died ({said}); its rows go to another one")
+        limit = DEATHS_IN_A_ROW + self._wanted
+        if self._deaths_in_a_row >= limit:
+            raise EngineStartError(
+                f"{self._deaths_in_a_row} workers died in a row without a committed row; "
+                f"the last one: {said}",
+                hint=f"its log is in {self._output.store.logs}",
+            )
+        wait = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** (self._deaths_in_a_row - 1))
+        self._restarts.append(time.monotonic() + wait * random.uniform(0.5, 1.0))
+
+    def _take_over_commits(self, worker: str) -> None:
+        """Shards that the dead worker committed without our having heard of it."""
+        leases = self._scheduler.leases_of(worker)
+        if not leases:
+            return
+        for shard in list_shards(self._output.store):
+            fresh = shard.run == self._run_file.run and shard.epoch == self._run_file.epoch
+            if fresh and any(_within(shard.rows, lease) for lease in leases):
+                before = self._scheduler.left_of(worker)
+                self._scheduler.committed(worker, shard.rows)
+                if self._scheduler.left_of(worker) != before:
+                    self.tally.counts.add(shard.counts())
+                    if self._gatherer is not None:
+                        self._gatherer.committed(shard.rows)
+
+    def _feed(self, name: str, state: WorkerState) -> None:
+        while len(self._scheduler.leases_of(name)) < LEASES_PER_WORKER:
+            lease = self._scheduler.next_lease(name)
+            if lease is None:
+                return
+            if not self._scheduler.leases_of(name)[:-1]:
+                state.moved = time.monotonic()
+            work = Work(lease.number, lease.rows.first, lease.rows.stop, str(lease.mode))
+            self._executor.send(name, work)
+
+    def _look_after(self, now: float) -> None:
+        for name, state in list(self._workers.items()):
+            if not state.ready and now - state.started > self._job.start_timeout:
+                raise EngineStartError(
+                    f"worker {name} was not ready after {self._job.start_timeout:.0f} s",
+                    hint="raise --start-timeout, or look into "
+                    f"{self._output.store.logs} for what it waits for",
+                )
+            busy = state.ready and self._scheduler.leases_of(name)
+            if busy and now - state.moved > self._job.stall_timeout:
+                state.moved = now
+                self._report.note(
+                    f"worker {name} has not moved for {self._job.stall_timeout:.0f} s: killed"
+                )
+                self._executor.kill(name)
+
+    def _check_failures(self) -> None:
+        """Stop early where the failure rate is above what is allowed, and many rows have shown it;
+        a retry expects failures and never stops for them."""
+        if self._retry_codes is not None:
+            return
+        rows = self._before.rows + self.tally.counts.rows
+        failed_rows = self._before.failed_rows + self.tally.counts.failed_rows
+        rate = self._job.max_failure_rate
+        if rate < 1 and rows >= EARLY_STOP_ROWS and failed_rows > rate * rows:
+            raise TooManyFailures
+
+    def _drain(self) -> None:
+        """Workers commit the finished prefix of each lease and end; who does not is killed."""
+        for name, state in self._workers.items():
+            if state.ready:
+                self._executor.send(name, Drain(DRAIN_SECONDS if self._signals else 1.0))
+            else:
+                self._executor.kill(name)
+        until = time.monotonic() + DRAIN_SECONDS + DRAIN_GRACE_SECONDS
+        while self._workers and time.monotonic() < until and self._signals < 2:
+            for event in self._events(0.1):
+                with contextlib.suppress(VlmbatchError):
+                    self._take(event)
+            done = [name for name, state in self._workers.items() if state.ended]
+            for name in done:
+                del self._workers[name]
+
+    @contextlib.contextmanager
+    def _signals_handled(self) -> Iterator[None]:
+        """First SIGINT or SIGTERM: drain. A second one: at once."""
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self._signals += 1
+            if self._signals == 1:
+                self._report.note("stopping: what is finished is being committed")
+            else:
+                self._executor.close()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Gatherer:
+    """Writes a part in the background as soon as all of its rows are committed."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._committed = output.view().committed
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._due: list[int] = []
+
+    def committed(self, rows: Range) -> None:
+        self._committed.add(rows)
+        number = rows.first // self._output.part_rows
+        if self._committed.covers(self._output.part_range(number)):
+            self._due.append(number)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._check()
+        if self._due and (self._thread is None or not self._thread.is_alive()):
+            number = self._due.pop(0)
+            self._thread = threading.Thread(target=self._gather, args=(number,))
+            self._thread.start()
+
+    def _gather(self, number: int) -> None:
+        try:
+            self._output.gather(number)
+        except BaseException as error:
+            self._error = error
+
+    def _check(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._check()
+
+
+def _within(rows: Range, lease: Lease) -> bool:
+    return lease.rows.first <= rows.first and rows.stop <= lease.rows.stop
+
+
+def _stopped(message: Broken) -> VlmbatchError:
+    error = RunStopped(message.message, hint=message.hint)
+    error.exit_code = message.exit_code
+    return error
+
+
+def _write(path: object, text: str) -> None:
+    with open(str(path), "w", encoding="utf-8") as file:
+        file.write(text)

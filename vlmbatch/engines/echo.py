@@ -1,0 +1,146 @@
+"""An engine without a model: it answers with a fixed text, or with a column of the row.
+
+It ships with the package, and every part of the machinery is tested with it. Its faults are real:
+a row in ``crash_rows`` kills the process that the engine runs in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from vlmbatch.errors import ErrorCode, Stage, UsageError, failed
+from vlmbatch.records import Completion, Request
+
+
+@dataclass(frozen=True, slots=True)
+class EchoArgs:
+    """What ``--engine-arg`` may set. Row lists are comma-separated manifest rows."""
+
+    reply: str = "an image"
+    reply_from: str | None = None
+    """Answer with this column of the row; a list answers its requests in turn."""
+    delay: float = 0.0
+    """Seconds per request."""
+    capacity: int = 32
+    """Requests at once."""
+    log: str | None = None
+    """Append a JSON line per answered request to this file."""
+    fail_rows: frozenset[int] = frozenset()
+    """Requests of these rows fail with engine_failed."""
+    flaky_rows: frozenset[int] = frozenset()
+    """Requests of these rows fail once with engine_timeout, and then succeed."""
+    hang_rows: frozenset[int] = frozenset()
+    """Requests of these rows are never answered."""
+    crash_rows: frozenset[int] = frozenset()
+    """A request of one of these rows kills the worker with SIGKILL."""
+    crash_after: int | None = None
+    """The process dies when it has answered so many requests."""
+
+
+OPERATIONAL = ("delay", "capacity", "log", "flaky_rows", "hang_rows", "crash_rows", "crash_after")
+"""Arguments that change no answer; they are not part of what was asked."""
+
+
+def parse_args(args: Mapping[str, str]) -> EchoArgs:
+    """The arguments, checked. Raises UsageError for an unknown key or an unreadable value."""
+    known = {field.name: field for field in fields(EchoArgs)}
+    parsed: dict[str, Any] = {}
+    for key, value in args.items():
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            raise UsageError(
+                f"the echo engine has no argument {key!r}",
+                hint=f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}",
+            )
+        try:
+            parsed[key] = _parse(key, value)
+        except ValueError as error:
+            raise UsageError(f"--engine-arg {key}={value}: {error}") from None
+    return EchoArgs(**parsed)
+
+
+def _parse(key: str, value: str) -> Any:
+    if key.endswith("_rows"):
+        return frozenset(int(row) for row in value.split(",") if row)
+    if key in ("capacity", "crash_after"):
+        number = int(value)
+        if number < 1:
+            raise ValueError("at least 1")
+        return number
+    return float(value) if key == "delay" else value
+
+
+class EchoEngine:
+    """See the module. ``log`` lines: {"row", "request", "sample", "pid"}."""
+
+    def __init__(self, args: EchoArgs) -> None:
+        self._args = args
+        self.capacity = args.capacity
+        self._slots = asyncio.Semaphore(args.capacity)
+        self._answered = 0
+        self._failed_once: set[tuple[int, int]] = set()
+        self._log: int | None = None
+
+    async def start(self) -> None:
+        if self._args.log:
+            self._log = os.open(self._args.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    async def generate(self, request: Request) -> Completion:
+        args = self._args
+        async with self._slots:
+            if args.delay:
+                await asyncio.sleep(args.delay)
+            self._fault(request)
+            if request.row in args.hang_rows:
+                await asyncio.Event().wait()
+            text = self._reply(request)
+            self._answered += 1
+            self._note(request)
+        if self._answered == args.crash_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Completion(text, "stop", len(request.prompt.split()), len(text.split()))
+
+    async def close(self) -> None:
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+
+    def _fault(self, request: Request) -> None:
+        args, key = self._args, (request.row, request.request)
+        if request.row in args.crash_rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if request.row in args.fail_rows:
+            raise failed(ErrorCode.ENGINE_FAILED, Stage.GENERATE, "fail_rows names this row")
+        if request.row in args.flaky_rows and key not in self._failed_once:
+            self._failed_once.add(key)
+            raise failed(
+                ErrorCode.ENGINE_TIMEOUT,
+                Stage.GENERATE,
+                "flaky_rows names this row",
+                retryable=True,
+            )
+
+    def _reply(self, request: Request) -> str:
+        if self._args.reply_from is None:
+            return self._args.reply
+        value = request.fields[self._args.reply_from]
+        if isinstance(value, list):
+            value = value[request.request] if request.request < len(value) else ""
+        return "" if value is None else str(value)
+
+    def _note(self, request: Request) -> None:
+        if self._log is not None:
+            line = {
+                "row": request.row,
+                "request": request.request,
+                "sample": request.sample,
+                "pid": os.getpid(),
+            }
+            os.write(self._log, f"{json.dumps(line)}\n".encode())

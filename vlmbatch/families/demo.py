@@ -1,0 +1,64 @@
+"""The bundled model: coloured shapes, boxes as location tokens.
+
+It shows how a family is written. The model sees every picture squashed to 64 x 64 pixels and
+answers with four location tokens per box, ``<loc_x1><loc_y1><loc_x2><loc_y2>``: edges counted from
+0 to 64 over the picture's width and height, x2 and y2 exclusive. Several boxes are separated by
+``;``, a detect answer names each box's label before it, and ``none`` means that nothing was found.
+Source: examples/demo_model/README.md.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vlmbatch.families.base import plain_text, shown, unreadable
+from vlmbatch.grounding import Box, GridSpace, Size
+from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.tasks import Ask
+
+_BOX = re.compile(r"([^<>;]{0,80})<loc_(\d{1,3})><loc_(\d{1,3})><loc_(\d{1,3})><loc_(\d{1,3})>")
+
+
+class Demo:
+    """Family of the bundled model and of models fine-tuned from it."""
+
+    name = "demo"
+    version = 1
+    space = GridSpace(64)
+
+    def __init__(self, side: int = 64) -> None:
+        self._side = side
+
+    def word(self, ask: Ask) -> str:
+        match ask.kind:
+            case TaskKind.VQA:
+                return ask.question or ""
+            case TaskKind.GROUND:
+                return f"Locate: {ask.question}"
+            case TaskKind.DETECT:
+                return f"Detect: {', '.join(ask.labels)}"
+            case TaskKind.OCR:
+                return "Read the text."
+            case _:
+                how = "briefly" if ask.style == "short" else "in detail"
+                return f"Describe the image {how}."
+
+    def read(
+        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    ) -> Answer:
+        if kind not in (TaskKind.GROUND, TaskKind.DETECT):
+            return Answer(text=plain_text(text))
+        phrase = labels[0] if labels else ""
+        boxes = []
+        for label, *edges in _BOX.findall(text):
+            x1, y1, x2, y2 = map(float, edges)
+            named = phrase if kind is TaskKind.GROUND else label.strip()
+            box = self.space.to_pixels(Box(named, x1, y1, x2, y2), image.size)
+            if box is not None:
+                boxes.append(box)
+        if not boxes and "none" not in text:
+            raise unreadable(f"no box in the answer {shown(text)}")
+        return Answer(boxes=tuple(boxes))
+
+    def target(self, size: Size) -> Size:
+        return Size(self._side, self._side)

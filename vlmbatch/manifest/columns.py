@@ -1,0 +1,214 @@
+"""Which manifest columns mean what, and how one record becomes a Row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+import xxhash
+
+from vlmbatch.errors import ManifestError
+from vlmbatch.records import ImageRef, Row
+
+ASKED = ("question", "questions", "phrase", "labels")
+"""Columns that say what to ask about a row; they are part of a row's default id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns that a run reads. ``names`` maps our names to the manifest's (--column)."""
+
+    names: Mapping[str, str]
+    fields: tuple[str, ...]
+    """Manifest columns that end up in ``Row.fields``, under their own or our name."""
+    has_id: bool
+    images_as_uris: bool = False
+
+    @property
+    def to_read(self) -> list[str]:
+        wanted = [self.names["image"], *self.fields]
+        if self.has_id:
+            wanted.append(self.names["id"])
+        return list(dict.fromkeys(wanted))
+
+
+def choose_columns(
+    schema: pa.Schema, given: Mapping[str, str], wanted: Iterable[str], *, where: str
+) -> Columns:
+    """The columns to read from a manifest with this schema; ``wanted`` are the extra ones.
+
+    Raises ManifestError for a column that is missing or of a type that cannot be asked about.
+    """
+    present = schema.names
+    unknown = [name for name in given if name not in ("image", "id", *ASKED)]
+    if unknown:
+        raise ManifestError(
+            f"--column cannot rename {unknown[0]!r}",
+            hint=f"it renames: image, id, {', '.join(ASKED)}",
+        )
+    names = {name: given.get(name, name) for name in ("image", "id", *ASKED)}
+    for ours, theirs in given.items():
+        if theirs not in present:
+            raise _missing(theirs, present, where, f"asked for by --column {ours}={theirs}")
+    if names["image"] not in present:
+        raise ManifestError(
+            f"no column 'image' in {where} (it has: {', '.join(present) or 'no columns'})",
+            hint=f"name the column with --column image={_likely_image(schema)}",
+        )
+    _check_image_type(schema.field(names["image"]), where)
+    _check_asked_types(schema, names, where)
+    fields = [names[name] for name in ASKED if names[name] in present]
+    for name in wanted:
+        if name not in present:
+            raise _missing(name, present, where, "asked for by --carry, --prompt or --engine-arg")
+        fields.append(name)
+    image_type = schema.field(names["image"]).type
+    return Columns(
+        names,
+        tuple(dict.fromkeys(name for name in fields if name != names["image"])),
+        has_id=names["id"] in present,
+        images_as_uris=is_string(image_type),
+    )
+
+
+def row_of(record: Mapping[str, Any], row: int, columns: Columns) -> Row:
+    """One record as a Row. What is wrong with it is said in ``problem``; this never raises."""
+    images, problem = _images_of(record[columns.names["image"]])
+    fields = {name: record[name] for name in columns.fields}
+    for ours in ASKED:  # --column question=q: templates may use either name
+        theirs = columns.names[ours]
+        if theirs != ours and theirs in fields:
+            fields[ours] = fields[theirs]
+    given = record[columns.names["id"]] if columns.has_id else None
+    identity = str(given) if given is not None else default_id(images, fields)
+    return Row(row, identity, images, fields, problem)
+
+
+def default_id(images: Iterable[ImageRef], fields: Mapping[str, Any]) -> str:
+    """xxh3-128 hex over the length-prefixed image references or bytes and what is asked."""
+    digest = xxhash.xxh3_128()
+
+    def add(piece: bytes) -> None:
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+
+    for image in images:
+        add(image.data if image.data is not None else without_secrets(image.uri or "").encode())
+    for name in ASKED:
+        value = fields.get(name)
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None:
+                add(str(item).encode())
+    return digest.hexdigest()
+
+
+def without_secrets(uri: str) -> str:
+    """The URI without user info and query; a plain path as it is; a data: URI without its data."""
+    if uri[:5].lower() == "data:":
+        return uri.partition(",")[0]
+    if "://" not in uri:
+        return uri
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return uri.partition("?")[0]
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _images_of(value: Any) -> tuple[tuple[ImageRef, ...], str | None]:
+    items = value if isinstance(value, list) else [value]
+    images: list[ImageRef] = []
+    for position, item in enumerate(items):
+        image = _image_of(item)
+        if image is None:
+            place = f"image {position} of {len(items)}" if isinstance(value, list) else "the image"
+            return tuple(images), f"{place} is null"
+        images.append(image)
+    return tuple(images), None if images else "the image list is empty"
+
+
+def _image_of(item: Any) -> ImageRef | None:
+    match item:
+        case str() if item:
+            return ImageRef(uri=item)
+        case bytes():
+            return ImageRef(data=item)
+        case {"bytes": bytes() as data, **rest}:
+            path = rest.get("path")
+            return ImageRef(uri=path if isinstance(path, str) and path else None, data=data)
+        case {"path": str() as path} if path:
+            return ImageRef(uri=path)
+    return None
+
+
+def is_string(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        names = {kind.field(i).name for i in range(kind.num_fields)}
+        return bool(names & {"bytes", "path"})
+    return is_string(kind) or _is_binary(kind)
+
+
+def _check_image_type(field: pa.Field, where: str) -> None:
+    kind = field.type.value_type if is_list(field.type) else field.type
+    if not _is_image(kind):
+        raise ManifestError(
+            f"column {field.name!r} in {where} holds {field.type}, not images",
+            hint="an image is a path or URI (string), bytes, a struct {bytes, path}, "
+            "or a list of these",
+        )
+
+
+def _check_asked_types(schema: pa.Schema, names: Mapping[str, str], where: str) -> None:
+    for ours in ASKED:
+        if names[ours] not in schema.names:
+            continue
+        kind = schema.field(names[ours]).type
+        item = kind.value_type if is_list(kind) else kind
+        if pa.types.is_dictionary(item):
+            item = item.value_type
+        if not (is_string(item) or pa.types.is_null(item)):
+            raise ManifestError(
+                f"column {names[ours]!r} in {where} holds {kind}; "
+                f"{ours!r} is text or a list of texts",
+                hint=f"name another column with --column {ours}=NAME",
+            )
+
+
+def _likely_image(schema: pa.Schema) -> str:
+    usual = ("url", "path", "file", "file_name", "filename", "img", "images", "jpg", "png")
+    for name in usual:
+        if name in schema.names:
+            return name
+    return next((f.name for f in schema if _is_image(f.type)), "NAME")
+
+
+def _missing(name: str, present: list[str], where: str, why: str) -> ManifestError:
+    close = get_close_matches(name, present, n=1)
+    return ManifestError(
+        f"no column {name!r} in {where} (it has: {', '.join(present)})",
+        hint=f"{why}; did you mean {close[0]!r}?" if close else why,
+    )

@@ -1,0 +1,141 @@
+"""What a person sees while a run goes on: a bar on a terminal, a line every 30 s elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tqdm import tqdm
+
+from vlmbatch.results.store import LocalStore
+from vlmbatch.run_file import now
+
+if TYPE_CHECKING:
+    from vlmbatch.driver import Tally, WorkerState
+
+LINE_SECONDS = 30.0
+STATUS_SECONDS = 2.0
+
+
+class _HasLeft(Protocol):
+    @property
+    def done(self) -> bool: ...
+
+
+class ProgressReport:
+    """Writes to stderr, and to status.json in the output."""
+
+    def __init__(self, store: LocalStore, *, total: int, skipped: int, label: str) -> None:
+        self._store = store
+        self._total = total
+        self._skipped = skipped
+        self._started = now()
+        self._next_line = time.monotonic() + LINE_SECONDS
+        self._next_status = 0.0
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total + skipped,
+                initial=skipped,
+                desc=label,
+                unit="row",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                smoothing=0.05,
+            )
+
+    def note(self, text: str) -> None:
+        """One line of news."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def update(self, tally: Tally, workers: Mapping[str, WorkerState], scheduler: _HasLeft) -> None:
+        """Call often; it looks at the clock by itself."""
+        at = time.monotonic()
+        counts = tally.counts
+        if self._bar is not None:
+            self._bar.n = self._skipped + counts.rows
+            self._bar.set_postfix_str(_postfix(tally, workers), refresh=False)
+            self._bar.refresh()
+        elif at >= self._next_line:
+            self._next_line = at + LINE_SECONDS
+            print(self._line(tally, workers), file=sys.stderr, flush=True)
+        if at >= self._next_status:
+            self._next_status = at + STATUS_SECONDS
+            self.write_status("running", tally, workers)
+
+    def write_status(
+        self, state: str, tally: Tally, workers: Mapping[str, WorkerState], reason: str = ""
+    ) -> None:
+        """status.json: for ``vlmbatch status`` while the run goes on."""
+        counts = tally.counts
+        self._store.write_json(
+            self._store.ours / "status.json",
+            {
+                "state": state,
+                "reason": reason,
+                "started": self._started,
+                "updated": now(),
+                "rows_total": self._total + self._skipped,
+                "rows_skipped": self._skipped,
+                "rows_done": counts.rows,
+                "rows_failed": counts.failed_rows,
+                "failures": dict(counts.failures),
+                "rows_per_second": round(_rate(tally), 2),
+                "seconds_left": _seconds_left(self._total - counts.rows, tally),
+                "completion_tokens": counts.completion_tokens,
+                "workers": {
+                    name: {
+                        "ready": worker.ready,
+                        "answered": worker.answered,
+                        "in_flight": worker.progress.in_flight if worker.progress else 0,
+                        "in_engine": worker.progress.waiting_for_engine if worker.progress else 0,
+                        "peak_memory": worker.progress.peak_memory if worker.progress else 0,
+                    }
+                    for name, worker in workers.items()
+                },
+            },
+        )
+
+    def _line(self, tally: Tally, workers: Mapping[str, WorkerState]) -> str:
+        done = self._skipped + tally.counts.rows
+        total = self._total + self._skipped
+        left = _seconds_left(self._total - tally.counts.rows, tally)
+        eta = "" if left is None else f", {_duration(left)} left"
+        return f"{done:,} of {total:,} rows, {_postfix(tally, workers)}{eta}"
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _postfix(tally: Tally, workers: Mapping[str, WorkerState]) -> str:
+    ready = sum(worker.ready for worker in workers.values())
+    if tally.first_ready is None:
+        return f"{len(workers)} worker{'s' if len(workers) != 1 else ''} starting"
+    tokens = tally.counts.completion_tokens / max(time.monotonic() - tally.first_ready, 0.001)
+    return (
+        f"{tally.counts.failed_rows:,} failed, {_rate(tally):.1f} rows/s, {tokens:.0f} tokens/s, "
+        f"{ready} worker{'s' if ready != 1 else ''}"
+    )
+
+
+def _rate(tally: Tally) -> float:
+    if tally.first_ready is None:
+        return 0.0
+    return tally.counts.rows / max(time.monotonic() - tally.first_ready, 0.001)
+
+
+def _seconds_left(rows: int, tally: Tally) -> int | None:
+    rate = _rate(tally)
+    return round(rows / rate) if rate > 0 else None
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

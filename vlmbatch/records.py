@@ -1,0 +1,155 @@
+"""What flows through a run: Row -> Request -> Completion -> Result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from vlmbatch.errors import Failure
+from vlmbatch.grounding import Box, Point, Size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Manifest rows [first, stop)."""
+
+    first: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.stop:
+            raise ValueError(f"not a range of rows: [{self.first}, {self.stop})")
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.stop - 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """One image of a row: where it is (``uri``), or its encoded bytes, or both (bytes win)."""
+
+    uri: str | None = None
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One manifest row. ``fields`` holds every column that was read, images excepted."""
+
+    row: int
+    id: str
+    images: tuple[ImageRef, ...]
+    fields: Mapping[str, Any]
+    problem: str | None = None
+    """Why the row cannot be asked about (null image, wrong type), else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """A decoded image: upright (EXIF applied), RGB, perhaps already shrunk for the model.
+
+    ``size`` is the upright original's size in pixels, ``pixels.size`` what the model is given.
+    """
+
+    pixels: Image
+    size: Size
+    key: str
+    """Same key, same content: engines cache by it."""
+
+
+class TaskKind(StrEnum):
+    """What kind of answer a task wants; a custom task is TEXT."""
+
+    CAPTION = "caption"
+    VQA = "vqa"
+    GROUND = "ground"
+    DETECT = "detect"
+    OCR = "ocr"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the engine picks tokens; greedy by default."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt about one row, worded for the model's family.
+
+    ``prompt`` is the text of the user's turn; the engine puts the images before it and applies the
+    chat template. ``request`` counts from 0 over all requests of the row, whatever their task.
+    """
+
+    row: int
+    request: int
+    sample: int
+    task: str
+    kind: TaskKind
+    prompt: str
+    question: str | None
+    """The ``question`` column: what was asked, None for the built-in captions and ocr."""
+    system: str | None = None
+    labels: tuple[str, ...] = ()
+    """What to look for: the labels of a detect request, the phrase of a ground request."""
+    images: tuple[LoadedImage, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the engine returned. ``text`` keeps special tokens, but not the end-of-turn token."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion as its family reads it; boxes and points in image pixels."""
+
+    text: str | None = None
+    boxes: tuple[Box, ...] | None = None
+    points: tuple[Point, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One output row: who asked what, and the answer or the failure."""
+
+    row: int
+    id: str
+    task: str
+    request: int
+    sample: int = 0
+    question: str | None = None
+    answer: Answer | None = None
+    json: str | None = None
+    completion: Completion | None = None
+    image: str | None = None
+    images: tuple[str | None, ...] | None = None
+    image_size: Size | None = None
+    model_image_size: Size | None = None
+    failure: Failure | None = None
+    attempts: int = 0
+    carried: Mapping[str, Any] | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.failure is None

@@ -1,0 +1,1 @@
+"""The output schema, shard and part files, what is committed, gathering."""

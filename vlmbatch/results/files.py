@@ -1,0 +1,255 @@
+"""Shard and part files: their names, and the metadata from which everything is summed up."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlmbatch.errors import RunStopped
+from vlmbatch.records import Range
+from vlmbatch.results.store import LocalStore
+
+_KEY = b"vlmbatch"
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+_SHARD = re.compile(r"([0-9a-f]+)-(\d+)-(\d+)-(\d+)(-patch)?\.arrow")
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a set of results holds. ``failed_rows``: rows with at least one failed result."""
+
+    rows: int = 0
+    failed_rows: int = 0
+    requests: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    truncated: int = 0
+
+    def add(self, other: Counts) -> None:
+        self.rows += other.rows
+        self.failed_rows += other.failed_rows
+        self.requests += other.requests
+        self.failures += other.failures
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.truncated += other.truncated
+
+    def minus(self, other: Counts) -> Counts:
+        return Counts(
+            self.rows - other.rows,
+            self.failed_rows - other.failed_rows,
+            self.requests - other.requests,
+            self.failures - other.failures,
+            self.prompt_tokens - other.prompt_tokens,
+            self.completion_tokens - other.completion_tokens,
+            self.truncated - other.truncated,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Counts:
+        known = {name: value[name] for name in cls.__slots__ if name in value}
+        return cls(**{**known, "failures": Counter(value.get("failures", {}))})
+
+
+class Counting:
+    """Counts batches of results that come in row order."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self._last_row = self._last_failed = -1
+
+    def add(self, batch: pa.RecordBatch | pa.Table) -> None:
+        if batch.num_rows == 0:
+            return
+        counts = self.counts
+        rows = batch["row"]
+        failed = pc.equal(batch["status"], "failed")
+        distinct = pc.unique(rows)
+        counts.rows += len(distinct) - int(distinct[0].as_py() == self._last_row)
+        self._last_row = distinct[-1].as_py()
+        counts.requests += batch.num_rows
+        failed_rows = pc.unique(pc.filter(rows, failed))
+        if len(failed_rows):
+            counts.failed_rows += len(failed_rows)
+            counts.failed_rows -= int(failed_rows[0].as_py() == self._last_failed)
+            self._last_failed = failed_rows[-1].as_py()
+            errors = pc.filter(batch["error"], failed)
+            codes = pc.struct_field(errors, "code")
+            counts.failures.update(str(code) for code in codes.to_pylist())
+        counts.prompt_tokens += pc.sum(batch["prompt_tokens"]).as_py() or 0
+        counts.completion_tokens += pc.sum(batch["completion_tokens"]).as_py() or 0
+        counts.truncated += pc.sum(pc.equal(batch["finish_reason"], "length")).as_py() or 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """A shard or a part, known by its name and, for a part, by its metadata.
+
+    ``patch``: holds only results that replace some of its range, and covers no row by itself.
+    """
+
+    path: Path
+    run: str
+    epoch: int
+    rows: Range
+    patch: bool = False
+
+    @property
+    def is_part(self) -> bool:
+        return self.path.suffix == ".parquet"
+
+    def counts(self) -> Counts:
+        """From the file's metadata; its footer is all that is read."""
+        return Counts.from_json(_meta_of(self.path)["counts"])
+
+    def batches(self, window: Range | None = None) -> Iterator[pa.RecordBatch]:
+        """The results of these rows in (row, request, sample) order, a few thousand at a time."""
+        if self.is_part:
+            source = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20)
+            batches: Iterable[pa.RecordBatch] = source.iter_batches(batch_size=4096)
+            for batch in batches:
+                yield from _inside(batch, window)
+            source.close()
+        else:
+            with pa.memory_map(str(self.path)) as mapped:
+                reader = pa.ipc.open_file(mapped)
+                for i in range(reader.num_record_batches):
+                    yield from _inside(reader.get_batch(i), window)
+
+
+def _inside(batch: pa.RecordBatch, window: Range | None) -> Iterator[pa.RecordBatch]:
+    if window is not None:
+        rows = batch["row"]
+        mask = pc.and_(
+            pc.greater_equal(rows, window.first),
+            pc.less(rows, window.stop),
+        )
+        batch = batch.filter(mask)
+    if batch.num_rows:
+        yield batch
+
+
+def write_shard(
+    store: LocalStore,
+    batch: pa.RecordBatch,
+    *,
+    run: str,
+    epoch: int,
+    rows: Range,
+    patch: bool = False,
+) -> Counts:
+    """Commit these results. Returns what the shard holds."""
+    counting = Counting()
+    counting.add(batch)
+    name = f"{run}-{epoch:04d}-{rows.first:012d}-{rows.stop - 1:012d}"
+    path = store.shards / f"{name}{'-patch' if patch else ''}.arrow"
+    schema = _with_meta(batch.schema, run, epoch, rows, counting.counts)
+
+    def build(temporary: Path) -> None:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(batch)
+
+    store.write(path, build)
+    return counting.counts
+
+
+def write_part(
+    store: LocalStore,
+    number: int,
+    batches: Iterator[pa.RecordBatch],
+    *,
+    schema: pa.Schema,
+    run: str,
+    epoch: int,
+    rows: Range,
+) -> ResultFile:
+    """Write part ``number`` from results in order; memory is bounded by a row group."""
+    path = store.folder / f"part-{number:05d}.parquet"
+
+    def build(temporary: Path) -> None:
+        counting = Counting()
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for table in _row_groups(batches, schema):
+                counting.add(table)
+                writer.write_table(table)
+            meta = _meta_json(run, epoch, rows, counting.counts)
+            writer.add_key_value_metadata({_KEY.decode(): meta})
+
+    store.write(path, build)
+    return ResultFile(path, run, epoch, rows)
+
+
+def _row_groups(
+    batches: Iterator[pa.RecordBatch], schema: pa.Schema, *, rows: int = 16_384, size: int = 2**25
+) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(b.num_rows for b in held) >= rows or sum(b.nbytes for b in held) >= size:
+            yield pa.Table.from_batches(held, schema=schema)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held, schema=schema)
+
+
+def list_parts(store: LocalStore) -> list[ResultFile]:
+    """The parts, by number; their footers are read."""
+    found = []
+    for path in sorted(store.folder.glob("part-*.parquet")):
+        if _PART.fullmatch(path.name):
+            meta = _meta_of(path)
+            rows = Range(meta["first"], meta["stop"])
+            found.append(ResultFile(path, meta["run"], meta["epoch"], rows))
+    return found
+
+
+def list_shards(store: LocalStore) -> list[ResultFile]:
+    """The shards; only names are read."""
+    found = []
+    if store.shards.is_dir():
+        for name in sorted(path.name for path in store.shards.iterdir()):
+            match = _SHARD.fullmatch(name)
+            if match:
+                rows = Range(int(match[3]), int(match[4]) + 1)
+                found.append(
+                    ResultFile(store.shards / name, match[1], int(match[2]), rows, bool(match[5]))
+                )
+    return found
+
+
+def _with_meta(schema: pa.Schema, run: str, epoch: int, rows: Range, counts: Counts) -> pa.Schema:
+    return schema.with_metadata({_KEY: _meta_json(run, epoch, rows, counts).encode()})
+
+
+def _meta_json(run: str, epoch: int, rows: Range, counts: Counts) -> str:
+    meta = {"run": run, "epoch": epoch, "first": rows.first, "stop": rows.stop}
+    return json.dumps({**meta, "counts": counts.to_json()})
+
+
+def _meta_of(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".parquet":
+            metadata = pq.read_metadata(path).metadata
+        else:
+            with pa.memory_map(str(path)) as mapped:
+                metadata = pa.ipc.open_file(mapped).schema.metadata
+        meta: dict[str, Any] = json.loads((metadata or {})[_KEY])
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise RunStopped(
+            f"{path} is not a result file of vlmbatch ({error})",
+            hint="move it out of the output folder, and run again",
+        ) from None
+    return meta

@@ -1,0 +1,68 @@
+"""Which results failed, and so are asked again by ``vlmbatch retry``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmbatch.records import Range
+
+if TYPE_CHECKING:
+    from vlmbatch.results.output import Output
+
+
+class FailedResults:
+    """The failed results of an output, one part at a time in memory. Empty codes mean all."""
+
+    def __init__(self, output: Output, codes: Set[str]) -> None:
+        self._output = output
+        self._codes = codes
+        self._number = -1
+        self._keys: dict[int, set[tuple[int, int]]] = {}
+
+    def keys(self, row: int) -> set[tuple[int, int]]:
+        """(request, sample) of each result of this row that failed."""
+        number = row // self._output.part_rows
+        if number != self._number:
+            self._keys = {}
+            for batch in self._output.results(self._output.part_range(number)):
+                failed = _failed(batch, self._codes)
+                for record in failed.select(["row", "request", "sample"]).to_pylist():
+                    keys = self._keys.setdefault(record["row"], set())
+                    keys.add((record["request"], record["sample"]))
+            self._number = number
+        return self._keys.get(row, set())
+
+    def rows(self) -> Iterator[int]:
+        """The rows with a failed result, ascending."""
+        last = -1
+        for batch in self._output.results():
+            for row in _failed(batch, self._codes)["row"].to_pylist():
+                if row != last:
+                    last = row
+                    yield row
+
+    def ranges(self, width: int) -> Iterator[Range]:
+        """Ranges of at most ``width`` rows that hold every failed row, within one part each."""
+        first = stop = -1
+        for row in self.rows():
+            part = row // self._output.part_rows
+            if first >= 0 and (row - first >= width or part != first // self._output.part_rows):
+                yield Range(first, stop)
+                first = -1
+            first = row if first < 0 else first
+            stop = row + 1
+        if first >= 0:
+            yield Range(first, stop)
+
+
+def _failed(batch: pa.RecordBatch, codes: Set[str]) -> pa.RecordBatch:
+    mask = pc.equal(batch["status"], "failed")
+    if codes:
+        code = pc.struct_field(batch["error"], "code")
+        named = pc.is_in(code, value_set=pa.array(sorted(codes), pa.string()))
+        mask = pc.and_(mask, named)
+    return batch.filter(mask)

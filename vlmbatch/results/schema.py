@@ -1,0 +1,131 @@
+"""The result columns, version 1: results as Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from vlmbatch.records import Result
+
+SCHEMA_VERSION = 1
+
+_BOX = pa.struct(
+    [
+        pa.field("label", pa.string()),
+        pa.field("x1", pa.float32()),
+        pa.field("y1", pa.float32()),
+        pa.field("x2", pa.float32()),
+        pa.field("y2", pa.float32()),
+        pa.field("score", pa.float32()),
+    ]
+)
+_POINT = pa.struct(
+    [pa.field("label", pa.string()), pa.field("x", pa.float32()), pa.field("y", pa.float32())]
+)
+_ERROR = pa.struct(
+    [
+        pa.field("code", pa.string()),
+        pa.field("stage", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+
+RESULT_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("request", pa.int32(), nullable=False),
+        pa.field("sample", pa.int16(), nullable=False),
+        pa.field("question", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("boxes", pa.list_(_BOX)),
+        pa.field("points", pa.list_(_POINT)),
+        pa.field("json", pa.string()),
+        pa.field("raw", pa.string()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+        pa.field("image", pa.string()),
+        pa.field("images", pa.list_(pa.string())),
+        pa.field("image_width", pa.int32()),
+        pa.field("image_height", pa.int32()),
+        pa.field("model_image_width", pa.int32()),
+        pa.field("model_image_height", pa.int32()),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", _ERROR),
+        pa.field("attempts", pa.int8(), nullable=False),
+    ]
+)
+
+
+def result_schema(carried: Sequence[pa.Field] = ()) -> pa.Schema:
+    """The schema of a run's results: the fixed columns, then those carried from the manifest."""
+    return pa.schema([*RESULT_SCHEMA, *(field.with_nullable(True) for field in carried)])
+
+
+def to_batch(results: Sequence[Result], *, model: str, schema: pa.Schema) -> pa.RecordBatch:
+    """The results as one batch, in the order given."""
+    records = [_record(result, model) for result in results]
+    columns = [
+        pa.array([record.get(field.name) for record in records], type=field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _record(result: Result, model: str) -> dict[str, object]:
+    record: dict[str, object] = {
+        "row": result.row,
+        "id": result.id,
+        "task": result.task,
+        "request": result.request,
+        "sample": result.sample,
+        "question": result.question,
+        "json": result.json,
+        "image": result.image,
+        "images": result.images,
+        "model": model,
+        "status": "ok" if result.ok else "failed",
+        "attempts": min(result.attempts, 127),
+    }
+    if result.answer is not None:
+        record["text"] = result.answer.text
+        if result.answer.boxes is not None:
+            record["boxes"] = [
+                {
+                    "label": b.label,
+                    "x1": b.x1,
+                    "y1": b.y1,
+                    "x2": b.x2,
+                    "y2": b.y2,
+                    "score": b.score,
+                }
+                for b in result.answer.boxes
+            ]
+        if result.answer.points is not None:
+            record["points"] = [
+                {"label": p.label, "x": p.x, "y": p.y} for p in result.answer.points
+            ]
+    if result.completion is not None:
+        record["raw"] = result.completion.text
+        record["finish_reason"] = result.completion.finish_reason
+        record["prompt_tokens"] = result.completion.prompt_tokens
+        record["completion_tokens"] = result.completion.completion_tokens
+    if result.image_size is not None:
+        record["image_width"] = result.image_size.width
+        record["image_height"] = result.image_size.height
+    if result.model_image_size is not None:
+        record["model_image_width"] = result.model_image_size.width
+        record["model_image_height"] = result.model_image_size.height
+    if result.failure is not None:
+        record["error"] = {
+            "code": str(result.failure.code),
+            "stage": str(result.failure.stage),
+            "message": result.failure.message,
+        }
+    if result.carried is not None:
+        record.update(result.carried)
+    return record

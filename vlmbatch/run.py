@@ -1,0 +1,471 @@
+"""``vlmbatch run`` and ``vlmbatch retry``: the way from a job spec to a finished output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vlmbatch.driver import Driver, Interrupted, Tally, TooManyFailures
+from vlmbatch.engines import asked_args, check_args
+from vlmbatch.errors import OutputNotOurs, RunStopped, UsageError
+from vlmbatch.executors import Executor
+from vlmbatch.job import JobSpec, check_same_ask
+from vlmbatch.manifest import Manifest, open_manifest
+from vlmbatch.progress import ProgressReport
+from vlmbatch.records import Range
+from vlmbatch.resolve import Resolved, asking_of, resolve
+from vlmbatch.results.files import Counts
+from vlmbatch.results.output import Output, check_ours
+from vlmbatch.results.retry import FailedResults
+from vlmbatch.results.store import LocalStore
+from vlmbatch.run_file import RunFile, new_run_id, now, read_run_file, write_run_file
+
+INTERRUPTED, TOO_MANY_FAILED = 130, 3
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run prints at its end. ``rows`` = ``ok`` + ``failed`` + ``skipped``, unless the run
+    was stopped; then ``rows`` are still those of the manifest and ``left`` were not reached."""
+
+    rows: int
+    requests: int
+    ok: int
+    failed: int
+    skipped: int
+    left: int
+    failures: dict[str, int]
+    truncated: int
+    seconds: float
+    rows_per_second: float
+    prompt_tokens: int
+    completion_tokens: int
+    model: str
+    engine: str
+    executor: str
+    workers: int
+    worker_deaths: int
+    output: str
+    resumed: bool
+    exit_code: int
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """For a person."""
+        ends = {0: "done", INTERRUPTED: "interrupted", TOO_MANY_FAILED: "too many rows failed"}
+        left = f", {self.left:,} left" if self.left else ""
+        lines = [
+            f"{ends.get(self.exit_code, 'stopped')}: {self.rows:,} rows = {self.ok:,} ok + "
+            f"{self.failed:,} failed + {self.skipped:,} answered earlier{left}",
+            f"  {self.requests:,} answers in {self.seconds:.1f} s ({self.rows_per_second:,.1f} "
+            f"rows/s), {self.completion_tokens:,} tokens, by {self.model} ({self.engine})",
+            f"  in {self.output}",
+        ]
+        for code, count in self.failures.items():
+            lines.insert(-1, f"    {count:>9,}  {code}")
+        if self.failed:
+            lines.append(f"  to ask the failed ones again: vlmbatch retry {self.output}")
+        if self.left:
+            lines.append("  to go on: the same command again")
+        return "\n".join(lines)
+
+
+def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -> Summary:
+    """The main job. Run again to resume."""
+    store = LocalStore(output_folder(job))
+    if not overwrite:
+        check_ours(store)
+    stored = None if overwrite else read_run_file(store)
+    manifest = open_manifest(job.manifest, _same_listing(job, stored))
+    resolved = resolve(job, manifest, stored)
+    if overwrite:
+        check_ours(store)
+    elif stored is not None:
+        check_same_ask(stored.ask, resolved.ask, retry_with=_elsewhere(command, store.folder))
+        _check_same_reading(stored.read, resolved.read)
+    store.make()
+    with store.lock(), _stdout_to(store.logs / "stdout.log") as say:
+        stored = None if overwrite else read_run_file(store)  # as it is now that it is ours
+        run_file = _run_file(resolved, manifest, stored)
+        if overwrite:
+            _delete_results(store)
+        output = _output(store, run_file, manifest)
+        run_file = replace(run_file, epoch=max(run_file.epoch, output.view().epoch) + 1)
+        write_run_file(store, run_file)
+        store.clean_tmp()
+        output.delete_strays()
+        return _work(
+            output,
+            run_file,
+            manifest,
+            pending=_pending(output, manifest, run_file.spec.limit),
+            resumed=stored is not None,
+            say=say,
+        )
+
+
+def retry(
+    folder: str, codes: tuple[str, ...], changes: dict[str, Any], engine_args: dict[str, str]
+) -> Summary:
+    """The failed results of an output, asked again.
+
+    ``changes`` are job settings, and ``engine_args`` engine settings, that change no answer.
+    """
+    store = LocalStore(folder)
+    stored = read_run_file(store)
+    if stored is None:
+        raise UsageError(f"{folder} is no output of vlmbatch", hint="name the folder of a run")
+    job = stored.spec
+    args = {**job.engine.args, **engine_args}
+    engine = job.engine.model_copy(update={"args": args})
+    if asked_args(engine) != asked_args(job.engine):
+        raise UsageError("that --engine-arg changes the answers; a retry asks the same again")
+    job = job.model_copy(update={**changes, "engine": engine})
+    check_args(engine)
+    manifest = open_manifest(job.manifest, stored.manifest)
+    if manifest.identity != stored.ask["manifest"]:
+        raise UsageError(
+            f"the manifest of {folder} changed since the run",
+            hint="restore it; its rows are what the failed results are about",
+        )
+    store.make()
+    with store.lock(), _stdout_to(store.logs / "stdout.log") as say:
+        stored = read_run_file(store) or stored
+        output = _output(store, stored, manifest)
+        epoch = max(stored.epoch, output.view().epoch) + 1
+        run_file = stored.started_again(job=job.model_dump(), epoch=epoch)
+        write_run_file(store, run_file)
+        store.clean_tmp()
+        output.delete_strays()
+        _gather(output, whole_only=True)  # patches of a retry that was killed
+        pending = list(FailedResults(output, set(codes)).ranges(job.checkpoint_rows))
+        return _work(
+            output,
+            run_file,
+            manifest,
+            pending=pending,
+            resumed=True,
+            say=say,
+            retry_codes=codes,
+        )
+
+
+def output_folder(job: JobSpec) -> str:
+    """What -o says, else ``<manifest stem>-<tasks joined by +>`` in the current directory."""
+    if job.output is not None:
+        return job.output
+    plain = [s for s in re.split(r"[/\\]", job.manifest[0]) if s and not re.search(r"[*?\[]", s)]
+    stem = Path(plain[-1]).stem if plain and plain[-1] not in (".", "..") else "results"
+    tasks = [task.name for task in job.tasks] or ["caption"]
+    return f"{stem}-{'+'.join(tasks)}"
+
+
+def _work(
+    output: Output,
+    run_file: RunFile,
+    manifest: Manifest,
+    *,
+    pending: list[Range],
+    resumed: bool,
+    say: _Say,
+    retry_codes: tuple[str, ...] | None = None,
+) -> Summary:
+    """Run what is pending, gather, and sum up."""
+    job = run_file.spec
+    before = output.counts()
+    todo = sum(map(len, pending))
+    name, workers = _choose_executor(job, todo)
+    for warning in run_file.warnings:
+        say.note(f"Warning: {warning}")
+    total = min(manifest.rows, job.limit or manifest.rows)
+    skipped = before.rows if retry_codes is None else 0
+    _announce(say, run_file, manifest, todo, skipped, name, workers, output)
+    report = ProgressReport(output.store, total=todo, skipped=skipped, label=job.tasks[0].name)
+    executor = _make_executor(name, job, output.store, workers) if todo else _NoWorkers()
+    driver = Driver(
+        output=output,
+        run_file=run_file,
+        executor=executor,
+        workers=workers,
+        pending=pending,
+        boundaries=list(manifest.boundaries()),
+        report=report,
+        before=before,
+        retry_codes=retry_codes,
+    )
+    state, code, reason = "stopped", 1, ""
+    try:
+        driver.run()
+        _gather(output, whole_only=False)
+        state, code = "finished", 0
+    except Interrupted:
+        state, code = "interrupted", INTERRUPTED
+    except TooManyFailures:
+        state, code = "stopped", TOO_MANY_FAILED
+        reason = "more rows failed than --max-failure-rate allows"
+    except RunStopped as error:
+        reason = error.message
+        raise
+    finally:
+        report.close()
+        with contextlib.suppress(RunStopped):
+            output.store.clean_tmp()
+            report.write_status(state, driver.tally, {}, reason)
+    after = output.counts()
+    if code == 0 and _too_many_failed(after, job.max_failure_rate):
+        code = TOO_MANY_FAILED
+    return _summary(
+        run_file,
+        driver.tally,
+        before,
+        after,
+        rows=total if retry_codes is None else driver.tally.counts.rows,
+        executor=name,
+        workers=workers,
+        output=str(output.store.folder),
+        resumed=resumed,
+        code=code,
+        is_retry=retry_codes is not None,
+    )
+
+
+def _summary(
+    run_file: RunFile,
+    tally: Tally,
+    before: Counts,
+    after: Counts,
+    *,
+    rows: int,
+    executor: str,
+    workers: int,
+    output: str,
+    resumed: bool,
+    code: int,
+    is_retry: bool,
+) -> Summary:
+    done = tally.counts if is_retry else after.minus(before)
+    skipped = 0 if is_retry else min(before.rows, rows)
+    warnings = list(run_file.warnings)
+    if before.failed_rows and not is_retry:
+        warnings.append(
+            f"{before.failed_rows:,} rows failed in an earlier run; to ask them again: "
+            f"vlmbatch retry {shlex.quote(output)}"
+        )
+    if done.truncated:
+        warnings.append(
+            f"{done.truncated:,} answers were cut at --max-tokens (finish_reason is 'length')"
+        )
+    return Summary(
+        rows=rows,
+        requests=done.requests,
+        ok=done.rows - done.failed_rows,
+        failed=done.failed_rows,
+        skipped=skipped,
+        left=max(0, rows - done.rows - skipped),
+        failures=dict(done.failures.most_common()),
+        truncated=done.truncated,
+        seconds=round(tally.seconds, 3),
+        rows_per_second=round(done.rows / tally.seconds, 2) if tally.seconds else 0.0,
+        prompt_tokens=done.prompt_tokens,
+        completion_tokens=done.completion_tokens,
+        model=run_file.model["label"],
+        engine=run_file.spec.engine.name,
+        executor=executor,
+        workers=workers,
+        worker_deaths=tally.deaths,
+        output=output,
+        resumed=resumed,
+        exit_code=code,
+        warnings=warnings,
+    )
+
+
+def _too_many_failed(counts: Counts, rate: float) -> bool:
+    return counts.failed_rows > rate * counts.rows
+
+
+def _pending(output: Output, manifest: Manifest, limit: int | None) -> list[Range]:
+    rows = min(manifest.rows, limit or manifest.rows)
+    return output.view().committed.missing(Range(0, rows)) if rows else []
+
+
+def _gather(output: Output, *, whole_only: bool) -> None:
+    """Write the parts whose rows are committed without a gap; the last one may be short."""
+    view = output.view()
+    committed = view.committed
+    for number in view.numbers(output.part_rows):
+        window = output.part_range(number)
+        inside = committed.within(window)
+        gapless = len(inside) == 1 and inside[0].first == window.first
+        has_part = number in view.parts
+        if gapless and (not whole_only or has_part or inside[0] == window):
+            output.gather(number, view)
+
+
+def _same_listing(job: JobSpec, stored: RunFile | None) -> dict[str, Any] | None:
+    """What a folder or glob stood for when the run began, if the same is asked for now."""
+    if stored is not None and stored.spec.manifest == job.manifest:
+        return stored.manifest
+    return None
+
+
+def _run_file(resolved: Resolved, manifest: Manifest, stored: RunFile | None) -> RunFile:
+    job = resolved.job.model_dump()
+    if stored is not None:
+        return stored.started_again(job=job, model=resolved.model, warnings=stored.warnings)
+    return RunFile(
+        run=new_run_id(),
+        created=now(),
+        part_rows=resolved.job.part_rows,
+        manifest=manifest.to_json(),
+        ask=resolved.ask,
+        read=resolved.read,
+        model=resolved.model,
+        job=job,
+        epoch=0,
+        warnings=resolved.warnings,
+    ).started_again()
+
+
+def _output(store: LocalStore, run_file: RunFile, manifest: Manifest) -> Output:
+    asking = asking_of(run_file.spec, manifest, run_file.model["config"])
+    return Output(store, run_file.run, run_file.part_rows, asking.schema)
+
+
+def _delete_results(store: LocalStore) -> None:
+    """--overwrite, under the lock: the old results, ours only."""
+    for path in [*store.folder.glob("part-*.parquet"), *store.shards.glob("*.arrow")]:
+        store.delete(path)
+    store.delete(store.ours / "status.json")
+    store.delete(store.ours / "run.json")
+
+
+def _check_same_reading(stored: dict[str, Any], current: dict[str, Any]) -> None:
+    changed = [key for key in current if stored.get(key) != current[key]]
+    if changed:
+        raise OutputNotOurs(
+            "this output's answers were read in another way: "
+            + ", ".join(f"{k} was {stored.get(k)!r}, now {current[k]!r}" for k in changed),
+            hint="go on with the version of vlmbatch, and the --family, that began it",
+        )
+
+
+def _elsewhere(command: Sequence[str], folder: Path) -> str:
+    """The command that was given, with another -o."""
+    words = list(command)
+    for option in ("-o", "--output"):
+        if option in words:
+            at = words.index(option)
+            del words[at : at + 2]
+    words = [word for word in words if not word.startswith("--output=")]
+    return shlex.join(["vlmbatch", *words, "-o", f"{str(folder).rstrip('/')}-2"])
+
+
+def _choose_executor(job: JobSpec, rows: int) -> tuple[str, int]:
+    workers = job.workers or max(1, usable_gpus() // job.gpus_per_worker)
+    name = job.executor
+    if name == "auto":
+        name = "ray" if workers > 1 or job.ray_address else "local"
+    if name == "local" and job.ray_address:
+        raise UsageError(
+            "--ray-address is given, and --executor local does not use Ray",
+            hint="leave one of the two out",
+        )
+    return name, max(1, min(workers, rows))
+
+
+def usable_gpus() -> int:
+    """How many GPUs a worker could take here; none where there is no NVIDIA driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _make_executor(name: str, job: JobSpec, store: LocalStore, workers: int) -> Executor:
+    if name == "local":
+        from vlmbatch.executors.local import LocalExecutor
+
+        return LocalExecutor(store.logs, gpus=usable_gpus(), gpus_per_worker=job.gpus_per_worker)
+    try:
+        from vlmbatch.executors.ray import RayExecutor
+    except ImportError as error:
+        raise UsageError(f"Ray cannot be imported ({error})", hint="pip install vlmbatch") from None
+    return RayExecutor(
+        address=job.ray_address,
+        workers=workers,
+        gpus_per_worker=job.gpus_per_worker if usable_gpus() or job.ray_address else 0,
+        start_timeout=job.start_timeout,
+    )
+
+
+class _NoWorkers:
+    """The executor of a run with nothing to do."""
+
+    def __init__(self) -> None:
+        from queue import SimpleQueue
+
+        self.events: SimpleQueue[Any] = SimpleQueue()
+
+    def start(self, setup: Any) -> None:
+        raise AssertionError("nothing to do")
+
+    def send(self, worker: str, message: Any) -> None: ...
+
+    def kill(self, worker: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Say:
+    """Words to the person who started the run: stderr, whatever descriptor 1 is meanwhile."""
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _stdout_to(path: Path) -> Iterator[_Say]:
+    """Descriptor 1 of this process and its children goes to a log, so that what an engine or Ray
+    prints never mixes with the summary."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    with open(path, "ab") as log_file:
+        os.dup2(log_file.fileno(), 1)
+    try:
+        yield _Say()
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)
+
+
+def _announce(
+    say: _Say,
+    run_file: RunFile,
+    manifest: Manifest,
+    todo: int,
+    skipped: int,
+    executor: str,
+    workers: int,
+    output: Output,
+) -> None:
+    job = run_file.spec
+    files = len(manifest.files)
+    say.note(
+        f"{manifest.rows:,} rows in {files} file{'s' if files != 1 else ''}, "
+        f"{skipped:,} answered, {todo:,} to do; "
+        f"{' + '.join(task.name for task in job.tasks)} by {run_file.model['label']} "
+        f"({job.engine.name}, family {job.family}), "
+        f"{workers} {executor} worker{'s' if workers != 1 else ''} -> {output.store.folder}"
+    )

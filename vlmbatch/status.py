@@ -1,0 +1,87 @@
+"""What ``vlmbatch status`` says: from the output's files, and status.json while a run goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmbatch.errors import UsageError
+from vlmbatch.results.output import Output
+from vlmbatch.results.schema import RESULT_SCHEMA
+from vlmbatch.results.store import LocalStore
+from vlmbatch.run_file import read_run_file
+
+
+def status_of(folder: str) -> dict[str, Any]:
+    """Raises UsageError where the folder is no output."""
+    store = LocalStore(folder)
+    run_file = read_run_file(store)
+    if run_file is None:
+        raise UsageError(
+            f"{folder} is no output of vlmbatch",
+            hint="name the folder that `vlmbatch run` printed after ->",
+        )
+    output = Output(store, run_file.run, run_file.part_rows, RESULT_SCHEMA)
+    counts = output.counts()
+    latest = store.read_json(store.ours / "status.json") or {}
+    running = store.is_locked()
+    total = sum(file["rows"] for file in run_file.manifest["files"])
+    limit = run_file.spec.limit
+    total = min(total, limit) if limit else total
+    state = latest.get("state", "started")
+    if running:
+        state = "running"
+    elif state == "running":
+        state = "killed"
+    return {
+        "output": folder,
+        "state": state,
+        "reason": latest.get("reason", ""),
+        "rows": total,
+        "done": counts.rows,
+        "ok": counts.rows - counts.failed_rows,
+        "failed": counts.failed_rows,
+        "requests": counts.requests,
+        "failures": dict(counts.failures.most_common()),
+        "truncated": counts.truncated,
+        "rows_per_second": latest.get("rows_per_second", 0.0),
+        "seconds_left": latest.get("seconds_left") if running else None,
+        "prompt_tokens": counts.prompt_tokens,
+        "completion_tokens": counts.completion_tokens,
+        "model": run_file.model["label"],
+        "engine": run_file.spec.engine.name,
+        "tasks": [task.name for task in run_file.spec.tasks],
+        "workers": latest.get("workers", {}) if running else {},
+        "updated": latest.get("updated", run_file.created),
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """For a person."""
+    share = 100 * found["done"] / found["rows"] if found["rows"] else 100.0
+    lines = [
+        f"{found['output']}: {found['state']}"
+        + (f" ({found['reason']})" if found["reason"] else ""),
+        f"  {' + '.join(found['tasks'])} by {found['model']} ({found['engine']})",
+        f"  {found['done']:,} of {found['rows']:,} rows ({share:.1f} %), "
+        f"{found['ok']:,} ok, {found['failed']:,} failed",
+    ]
+    for code, count in found["failures"].items():
+        lines.append(f"    {count:>9,}  {code}")
+    if found["state"] == "running":
+        left = found["seconds_left"]
+        lines.append(
+            f"  {found['rows_per_second']:.1f} rows/s"
+            + (f", about {left:,} s left" if left is not None else "")
+        )
+        for name, worker in found["workers"].items():
+            doing = (
+                f"{worker['answered']:,} answered, {worker['in_flight']} rows in flight"
+                if worker["ready"]
+                else "starting"
+            )
+            lines.append(f"    {name}: {doing}")
+    elif found["done"] < found["rows"]:
+        lines.append("  run the same command again to go on")
+    if found["failed"] and found["state"] != "running":
+        lines.append(f"  to ask the failed ones again: vlmbatch retry {found['output']}")
+    return "\n".join(lines)

@@ -1,0 +1,472 @@
+"""One engine with its image loader and its writer: rows in, committed shards out. No Ray here.
+
+Bounded stages on one event loop: read rows, load images, ask the engine, read the answer, commit.
+Rows of the next lease flow in while the last rows of this one finish; no barrier between shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import resource
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from vlmbatch import __version__
+from vlmbatch.engines import make_engine
+from vlmbatch.errors import (
+    EngineDead,
+    ErrorCode,
+    Failure,
+    ManifestError,
+    RequestFailed,
+    Stage,
+    VlmbatchError,
+    WorkerRefused,
+)
+from vlmbatch.grounding import Size
+from vlmbatch.images.budget import ByteBudget
+from vlmbatch.images.fetch import reference
+from vlmbatch.images.load import ImageLoader, Limits
+from vlmbatch.manifest import Manifest, RowStream
+from vlmbatch.messages import Broken, Committed, Drain, Ended, Message, Progress, Ready, Setup, Work
+from vlmbatch.records import Completion, Range, Request, Result, Row
+from vlmbatch.resolve import Asking, asking_of
+from vlmbatch.results.files import write_shard
+from vlmbatch.results.output import Output
+from vlmbatch.results.retry import FailedResults
+from vlmbatch.results.schema import to_batch
+from vlmbatch.results.store import LocalStore
+from vlmbatch.run_file import RunFile, read_run_file
+from vlmbatch.scheduler import Mode
+from vlmbatch.tasks import requests_of
+
+log = logging.getLogger(__name__)
+
+READ_ROWS = 64
+LOADING_ROWS = 32
+SHARD_BYTES = 64 * 2**20
+ATTEMPTS = 3
+BACKOFF_SECONDS = 0.5
+PROGRESS_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class OpenLease:
+    """A lease being worked on; ``answered`` holds the results of rows not committed yet."""
+
+    work: Work
+    next_row: int
+    """The first row that is not committed."""
+    answered: dict[int, list[Result]] = field(default_factory=dict)
+    size: int = 0
+    """Approximate bytes of the results held."""
+    commit: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def ready(self) -> int:
+        """The first row at or after ``next_row`` that has no results yet."""
+        row = self.next_row
+        while row in self.answered:
+            row += 1
+        return row
+
+    @property
+    def finished(self) -> bool:
+        return len(self.answered) == self.work.stop - self.next_row
+
+
+class Worker:
+    """Runs leases until it is drained. ``emit`` hands a message to the driver, from the loop."""
+
+    def __init__(self, setup: Setup, emit: Callable[[Message], None]) -> None:
+        self._setup = setup
+        self._emit = emit
+        self._store = LocalStore(setup.output)
+        self._run_file, self._manifest = _see_what_the_driver_sees(setup, self._store)
+        self._asking: Asking = asking_of(
+            self._run_file.spec, self._manifest, self._run_file.model["config"]
+        )
+        job = self._run_file.spec
+        self._engine = make_engine(job, self._run_file.model)
+        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="load")
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
+        self._loader = ImageLoader(
+            base=self._manifest.folder,
+            budget=ByteBudget(job.image_memory),
+            executor=self._threads,
+            limits=Limits(max_bytes=job.max_image_bytes, max_pixels=job.max_image_pixels),
+            target=self._asking.family.target,
+        )
+        self._stream = RowStream(self._manifest, self._asking.columns)
+        self._failed = FailedResults(self._output(), set(setup.codes)) if setup.retry else None
+        self._open: dict[int, OpenLease] = {}
+        self._rows: set[asyncio.Task[None]] = set()
+        self._loading = asyncio.Semaphore(LOADING_ROWS)
+        self._answered = 0
+        self._asked = 0
+        self._end: asyncio.Future[None] | None = None
+
+    def _output(self) -> Output:
+        run_file = self._run_file
+        return Output(self._store, run_file.run, run_file.part_rows, self._asking.schema)
+
+    async def run(self, inbox: asyncio.Queue[Message]) -> None:
+        """Work until Drain comes or the engine dies; Ended or Broken is emitted last."""
+        try:
+            await self._engine.start()
+        except VlmbatchError as error:
+            self._emit(_broken(error))
+            return
+        self._emit(Ready(socket.gethostname(), os.getpid(), self._engine.capacity))
+        self._end = asyncio.get_running_loop().create_future()
+        self._in_flight = asyncio.Semaphore(2 * self._engine.capacity + READ_ROWS)
+        leases: asyncio.Queue[Work] = asyncio.Queue()
+        feeder = asyncio.create_task(self._guarded(self._feed(leases)))
+        ticker = asyncio.create_task(self._tick())
+        try:
+            drain = await self._receive(inbox, leases)
+            if drain is not None:
+                await self._drain(drain.seconds, feeder)
+                self._emit(Ended())
+        except VlmbatchError as error:
+            log.error("%s", error)
+            self._emit(_broken(error))
+        finally:
+            ticker.cancel()
+            feeder.cancel()
+            for task in list(self._rows):
+                task.cancel()
+            with contextlib.suppress(Exception):
+                await self._engine.close()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._reader.shutdown(wait=False, cancel_futures=True)
+
+    async def _receive(
+        self, inbox: asyncio.Queue[Message], leases: asyncio.Queue[Work]
+    ) -> Drain | None:
+        """Pass work on until Drain comes; raises what ended the worker before that."""
+        assert self._end is not None
+        while True:
+            message = asyncio.ensure_future(inbox.get())
+            waiting: set[asyncio.Future[Any]] = {message, self._end}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if self._end.done():
+                message.cancel()
+                self._end.result()
+                return None
+            match message.result():
+                case Work() as work:
+                    leases.put_nowait(work)
+                case Drain() as drain:
+                    return drain
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        """Awaits; an error of the engine, the store or the manifest ends the worker."""
+        try:
+            await work
+        except VlmbatchError as error:
+            if self._end is not None and not self._end.done():
+                self._end.set_exception(error)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            self._emit(self.progress())
+
+    def progress(self) -> Progress:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return Progress(self._answered, len(self._rows), self._asked, peak)
+
+    # feeding
+
+    async def _feed(self, leases: asyncio.Queue[Work]) -> None:
+        while True:
+            work = await leases.get()
+            lease = OpenLease(work, work.first)
+            self._open[work.lease] = lease
+            async for row in self._rows_of(Range(work.first, work.stop)):
+                if work.mode == Mode.NORMAL:
+                    await self._in_flight.acquire()
+                    await self._loading.acquire()
+                    task = asyncio.create_task(self._guarded(self._row_task(lease, row)))
+                    self._rows.add(task)
+                    task.add_done_callback(self._rows.discard)
+                else:
+                    await self._one_row(lease, row)
+
+    async def _one_row(self, lease: OpenLease, row: Row) -> None:
+        """A suspect row, with nothing else in flight: committed before the next one starts."""
+        if lease.work.mode == Mode.CONDEMNED:
+            results = self._condemned(row)
+        else:
+            await self._loading.acquire()
+            results = await self._results_of(row)
+        self._take(lease, row.row, results)
+        await self._commit(lease)
+
+    async def _row_task(self, lease: OpenLease, row: Row) -> None:
+        try:
+            results = await self._results_of(row)
+        finally:
+            self._in_flight.release()
+        self._take(lease, row.row, results)
+        if lease.finished or lease.size >= SHARD_BYTES:
+            await self._commit(lease)
+
+    async def _rows_of(self, wanted: Range) -> AsyncIterator[Row]:
+        """The rows, read in a thread a few at a time."""
+        loop = asyncio.get_running_loop()
+        rows = self._stream.rows(wanted)
+        while True:
+            some = await loop.run_in_executor(self._reader, partial(_some, rows))
+            for row in some:
+                yield row
+            if len(some) < READ_ROWS:
+                return
+
+    # one row
+
+    async def _results_of(self, row: Row) -> list[Result]:
+        """All results of the row, in the order of its requests; a failure is a result too.
+
+        Holds one place of ``_loading`` when called, and gives it back when the images are there.
+        """
+        loading = contextlib.ExitStack()
+        loading.callback(self._loading.release)
+        with loading:
+            planned = self._plan(row)
+            open_requests = [item for item in planned if isinstance(item, Request)]
+            if not open_requests:
+                return [self._failed_result(row, *item) for item in planned]  # type: ignore[misc]
+            try:
+                loaded = await self._loader.load(row.images)
+            except RequestFailed as error:
+                return [
+                    self._failed_result(row, item, error.failure)
+                    if isinstance(item, Request)
+                    else self._failed_result(row, *item)
+                    for item in planned
+                ]
+            loading.close()
+            with loaded:
+                return list(
+                    await asyncio.gather(
+                        *(
+                            self._answer(row, replace(item, images=loaded.images))
+                            if isinstance(item, Request)
+                            else _ready(self._failed_result(row, *item))
+                            for item in planned
+                        )
+                    )
+                )
+
+    def _plan(self, row: Row) -> list[Request | tuple[Request, Failure]]:
+        asking = self._asking
+        planned = requests_of(
+            row,
+            asking.tasks,
+            asking.family,
+            system=asking.system,
+            sampling=asking.sampling,
+        )
+        if not planned:
+            failure = Failure(ErrorCode.BAD_ROW, Stage.ROW, "nothing is asked about this row")
+            task = asking.tasks[0]
+            nothing = Request(row.row, 0, 0, task.name, task.kind, "", None)
+            planned = [(nothing, failure)]
+        if self._failed is not None:
+            wanted = self._failed.keys(row.row)
+            planned = [p for p in planned if _key(p) in wanted]
+        return planned
+
+    async def _answer(self, row: Row, request: Request) -> Result:
+        asking, attempt = self._asking, 0
+        completion: Completion | None = None
+        while True:
+            attempt += 1
+            try:
+                self._asked += 1
+                try:
+                    completion = await self._engine.generate(request)
+                finally:
+                    self._asked -= 1
+                answer = asking.family.read(
+                    request.kind,
+                    completion.text,
+                    labels=request.labels,
+                    image=request.images[0],
+                )
+                break
+            except RequestFailed as error:
+                failure = error.failure
+                if failure.retryable and attempt < ATTEMPTS:
+                    wait = BACKOFF_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+                    await asyncio.sleep(wait)
+                    continue
+                result = self._failed_result(row, request, failure)
+                return _seen(replace(result, completion=completion, attempts=attempt), request)
+            finally:
+                self._answered += 1
+        result = replace(
+            self._bare_result(row, request),
+            answer=answer,
+            completion=completion,
+            attempts=attempt,
+        )
+        return _seen(result, request)
+
+    def _condemned(self, row: Row) -> list[Result]:
+        failure = Failure(
+            ErrorCode.ENGINE_CRASH,
+            Stage.GENERATE,
+            "the worker died twice while it worked on this row alone",
+        )
+        return [
+            replace(self._failed_result(row, item, failure), attempts=2)
+            if isinstance(item, Request)
+            else self._failed_result(row, *item)
+            for item in self._plan(row)
+        ]
+
+    def _failed_result(self, row: Row, request: Request, failure: Failure) -> Result:
+        return replace(self._bare_result(row, request), failure=failure)
+
+    def _bare_result(self, row: Row, request: Request) -> Result:
+        references = tuple(reference(image) for image in row.images)
+        return Result(
+            row=row.row,
+            id=row.id,
+            task=request.task,
+            request=request.request,
+            sample=request.sample,
+            question=request.question,
+            image=references[0] if references else None,
+            images=references if len(references) > 1 else None,
+            carried={name: row.fields.get(name) for name in self._asking.carried},
+        )
+
+    # committing
+
+    def _take(self, lease: OpenLease, row: int, results: list[Result]) -> None:
+        lease.answered[row] = results
+        lease.size += sum(map(_size, results))
+
+    async def _commit(self, lease: OpenLease) -> None:
+        """Write the finished prefix of the lease as a shard, and say so once it is durable."""
+        async with lease.commit:
+            first, stop = lease.next_row, lease.ready
+            if first == stop:
+                return
+            results = [result for row in range(first, stop) for result in lease.answered[row]]
+            write = partial(self._write, results, Range(first, stop))
+            counts = await asyncio.get_running_loop().run_in_executor(self._threads, write)
+            for row in range(first, stop):
+                lease.size -= sum(map(_size, lease.answered.pop(row)))
+            lease.next_row = stop
+            if lease.next_row == lease.work.stop:
+                del self._open[lease.work.lease]
+        self._emit(Committed(first, stop, counts))
+
+    def _write(self, results: list[Result], rows: Range) -> dict[str, object]:
+        if not results:  # a retry, and nothing in these rows had failed
+            return {}
+        batch: pa.RecordBatch = to_batch(
+            results, model=self._run_file.model["label"], schema=self._asking.schema
+        )
+        counts = write_shard(
+            self._store,
+            batch,
+            run=self._run_file.run,
+            epoch=self._setup.epoch,
+            rows=rows,
+            patch=self._setup.retry,
+        )
+        return counts.to_json()
+
+    async def _drain(self, seconds: float, feeder: asyncio.Task[None]) -> None:
+        """No more rows; wait a little for those in flight, then commit each finished prefix."""
+        feeder.cancel()
+        if self._rows:
+            await asyncio.wait(self._rows, timeout=seconds)
+        for task in list(self._rows):
+            task.cancel()
+        for lease in list(self._open.values()):
+            await self._commit(lease)
+
+
+async def _ready(result: Result) -> Result:
+    return result
+
+
+def _some(rows: Iterator[Row]) -> list[Row]:
+    """The next READ_ROWS rows, or what is left."""
+    some = []
+    for row in rows:
+        some.append(row)
+        if len(some) == READ_ROWS:
+            break
+    return some
+
+
+def _key(planned: Request | tuple[Request, Failure]) -> tuple[int, int]:
+    request = planned if isinstance(planned, Request) else planned[0]
+    return request.request, request.sample
+
+
+def _seen(result: Result, request: Request) -> Result:
+    """The result with the sizes of the first image."""
+    image = request.images[0]
+    given = Size(image.pixels.width, image.pixels.height)
+    return replace(result, image_size=image.size, model_image_size=given)
+
+
+def _size(result: Result) -> int:
+    """About how many bytes the result takes."""
+    size = 200 + len(result.question or "") + len(result.image or "")
+    if result.completion is not None:
+        size += 2 * len(result.completion.text)
+    if result.carried:
+        values = result.carried.values()
+        size += sum(len(v) if isinstance(v, str | bytes | list) else 8 for v in values)
+    return size
+
+
+def _broken(error: VlmbatchError) -> Broken:
+    """An engine that dies may be started again; one that cannot start, or a store, cannot."""
+    fatal = not isinstance(error, EngineDead)
+    return Broken(error.message, error.hint, fatal, error.exit_code)
+
+
+def _see_what_the_driver_sees(setup: Setup, store: LocalStore) -> tuple[RunFile, Manifest]:
+    """Raises WorkerRefused, naming the host and what it does not see."""
+    host = socket.gethostname()
+    if setup.version != __version__:
+        raise WorkerRefused(
+            f"{host} has vlmbatch {__version__}, the driver has {setup.version}",
+            hint="install the same version on every node",
+        )
+    try:
+        nonce = (store.ours / "nonce").read_text(encoding="utf-8")
+    except OSError as error:
+        nonce = str(error)
+    run_file = read_run_file(store)
+    if nonce != setup.nonce or run_file is None:
+        raise WorkerRefused(
+            f"{host} does not see the output {setup.output} that the driver writes ({nonce})",
+            hint="the output must be on a filesystem that every node shares",
+        )
+    try:
+        manifest = Manifest.from_json(run_file.manifest)
+    except ManifestError as error:
+        raise WorkerRefused(f"{host} does not see the manifest: {error.message}") from None
+    return run_file, manifest
