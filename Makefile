@@ -19,7 +19,7 @@ PYTEST := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-slow kill-all accuracy million bench schemas wheel clean python
+.PHONY: help demo check format test test-slow kill-all accuracy million bench schemas reference wheel clean python
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -46,16 +46,19 @@ kill-all: $(INSTALLED) ## kill driver, workers and engines at every point: slow 
 	$(PYTEST) -m slow -k kill
 
 accuracy: $(INSTALLED) ## the demo model against easy-VQA's answers and boxes
-	$(PY) benchmarks/accuracy.py
+	$(PY) benchmarks/accuracy.py --write
 
 million: $(INSTALLED) ## a million rows through the echo engine: rate and memory
-	$(PY) benchmarks/million_rows.py
+	$(PY) benchmarks/million_rows.py --write
 
 bench: $(INSTALLED) ## how fast the command line answers
 	$(PY) benchmarks/cli_startup.py
 
 schemas: $(INSTALLED) ## write schemas/ from the code
 	$(PY) -m vlmbatch.schemas
+
+reference: $(INSTALLED) ## write the README's command reference from the program's help
+	$(PY) -m tests.write_reference
 
 wheel: $(INSTALLED) ## dist/vlmbatch-*.whl
 	rm -rf build dist

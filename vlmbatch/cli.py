@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,17 @@ def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except VlmbatchError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(error.exit_code)
-        except BrokenPipeError:
+        except BrokenPipeError:  # nobody reads what we print; not even Python's last flush is read
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(1)
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            reason = f"{error.strerror or error}{where}"
+            try:
+                os.getcwd()
+            except OSError:
+                reason = "the current folder is gone\n  -> change to one that exists"
+            click.echo(f"Error: {reason}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -38,7 +50,38 @@ def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Program(click.Group):
+    """The group, made safe against how it was started."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        _open_standard_streams()
+        for word in sys.argv[1:]:
+            if any("\ud800" <= letter <= "\udfff" for letter in word):
+                click.echo(
+                    f"Error: an argument is not valid UTF-8: {word!r}\n"
+                    "  -> rename what it names, or set a UTF-8 locale, such as LC_ALL=C.UTF-8",
+                    err=True,
+                )
+                sys.exit(2)
+        return super().main(*args, **kwargs)
+
+
+def _open_standard_streams() -> None:
+    """A file that we open must never become descriptor 0, 1 or 2 because that one was closed; and
+    no character that a terminal lacks may end a run."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vlmbatch")
 def main() -> None:
     """Ask a vision-language model something about every image of a dataset.
@@ -81,7 +124,18 @@ def _text(value: str) -> str:
 
 
 RUN_OPTIONS: list[Callable[..., Any]] = [
-    click.argument("manifest", nargs=-1, required=True),
+    click.argument("manifest", nargs=-1),
+    click.option(
+        "--job", "job_file", metavar="FILE", help="A job spec (YAML); options win over it."
+    ),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        callback=_pairs,
+        metavar="KEY=VALUE",
+        help="A key of the job spec, as in sampling.max_tokens=64; repeatable.",
+    ),
     click.option(
         "-t",
         "--task",
@@ -262,10 +316,28 @@ def models(model: str | None, as_json: bool) -> None:
 
 
 def job_from_options(options: dict[str, Any]) -> JobSpec:
-    """The spec that these options describe: only what was given is set."""
-    from vlmbatch.job import spec_from
+    """The spec that these options describe, over that of --job: only what was given is set."""
+    from vlmbatch.job import merged, read_job_file, set_keys, spec_from
 
     given = {key: value for key, value in options.items() if value not in (None, (), {}, [])}
+    values = _values(given)
+    where = "the command line"
+    if "job_file" in given:
+        where = given["job_file"]
+        values = merged(read_job_file(where), values)
+    values = merged(values, set_keys(given.get("settings", {})))
+    if "manifest" not in values:
+        raise UsageError(
+            "no manifest is given", hint="vlmbatch run MANIFEST, or manifest: in a --job file"
+        )
+    job = spec_from(values, where=where)
+    if "job_file" in given and (job.model is None or job.output is None):
+        missing = "model" if job.model is None else "output"
+        raise UsageError(f"{where} names no {missing}", hint=f"a job spec must have {missing}: ...")
+    return job
+
+
+def _values(given: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {
         key: given[key]
         for key in (
@@ -276,9 +348,9 @@ def job_from_options(options: dict[str, Any]) -> JobSpec:
         )
         if key in given
     }
-    values["manifest"] = list(given["manifest"])
-    if "carry" in given:
-        values["carry"] = list(given["carry"])
+    for key in ("manifest", "carry"):
+        if key in given:
+            values[key] = list(given[key])
     if "system" in given:
         values["system"] = _text(given["system"])
     engine = {"name": "engine", "dtype": "dtype", "batch_size": "batch_size", "args": "engine_args"}
@@ -290,7 +362,7 @@ def job_from_options(options: dict[str, Any]) -> JobSpec:
     tasks = _tasks(given)
     if tasks:
         values["tasks"] = tasks
-    return spec_from(values, where="the command line")
+    return values
 
 
 def _tasks(given: dict[str, Any]) -> list[dict[str, Any]]:

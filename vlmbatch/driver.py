@@ -8,7 +8,6 @@ import secrets
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty
@@ -16,7 +15,7 @@ from types import FrameType
 
 from vlmbatch import __version__
 from vlmbatch.errors import EngineStartError, RunStopped, VlmbatchError
-from vlmbatch.executors import Died, Event, Executor, Said
+from vlmbatch.executors import Died, Event, Executor, Placed, Said
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Progress, Ready, Setup, Work
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
@@ -26,6 +25,8 @@ from vlmbatch.run_file import RunFile
 from vlmbatch.scheduler import Lease, Mode, Scheduler
 
 LEASES_PER_WORKER = 2
+PLACE_SECONDS = 60.0
+"""So long a run waits for places before it says that it goes on with fewer workers."""
 DEATHS_IN_A_ROW = 8
 """So many without any committed row stop the run."""
 DRAIN_SECONDS = 5.0
@@ -51,6 +52,7 @@ class WorkerState:
     started: float
     """Seconds, monotonic; also what follows."""
     moved: float
+    placed: bool = False
     ready: bool = False
     answered: int = 0
     ended: bool = False
@@ -63,11 +65,13 @@ class Tally:
     """What this driver start has seen. Seconds are monotonic."""
 
     counts: Counts = field(default_factory=Counts)
+    """Of what was committed."""
+    tokens: int = 0
+    """Of completions, committed or not."""
     deaths: int = 0
     first_ready: float | None = None
     last_commit: float | None = None
     peaks: dict[str, int] = field(default_factory=dict)
-    codes: Counter[str] = field(default_factory=Counter)
 
     @property
     def seconds(self) -> float:
@@ -115,6 +119,7 @@ class Driver:
         self._deaths_in_a_row = 0
         self._gatherer = _Gatherer(output) if retry_codes is None else None
         self._signals = 0
+        self._said_how_many = False
         self.tally = Tally()
 
     def run(self) -> None:
@@ -158,7 +163,7 @@ class Driver:
             if state.ready and not state.ended:
                 self._feed(name, state)
         self._check_failures()
-        self._report.update(self.tally, self._workers, self._scheduler)
+        self._report.update(self.tally, self._workers)
 
     def _events(self, seconds: float) -> Iterator[Event]:
         with contextlib.suppress(Empty):
@@ -191,6 +196,8 @@ class Driver:
             case Died(reason=reason):
                 del self._workers[event.worker]
                 self._died(state, reason)
+            case Placed():
+                state.placed, state.started = True, time.monotonic()
             case Said(message=Ready()):
                 state.ready, state.moved = True, time.monotonic()
                 self.tally.first_ready = self.tally.first_ready or state.moved
@@ -199,12 +206,13 @@ class Driver:
             case Said(message=Progress() as message):
                 if message.answered != state.answered:
                     state.moved = time.monotonic()
+                before = 0 if state.progress is None else state.progress.tokens
+                self.tally.tokens += message.tokens - before
                 state.answered, state.progress = message.answered, message
                 self.tally.peaks[event.worker] = message.peak_memory
             case Said(message=Broken() as message):
                 state.broken = message
-                if message.fatal:
-                    raise _stopped(message)
+                self._executor.kill(event.worker)  # Died follows
             case Said(message=Ended()):
                 state.ended = True
 
@@ -224,9 +232,13 @@ class Driver:
         if state.ended:
             return
         worker = state.setup.worker
+        fatal = state.broken is not None and state.broken.fatal
         self._take_over_commits(worker)
-        self._scheduler.died(worker)
+        self._scheduler.died(worker, strike=not fatal)
         if self._signals:
+            return
+        if state.broken is not None and fatal:
+            self._go_on_without(worker, state.broken)
             return
         self.tally.deaths += 1
         self._deaths_in_a_row += 1
@@ -241,6 +253,13 @@ class Driver:
             )
         wait = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** (self._deaths_in_a_row - 1))
         self._restarts.append(time.monotonic() + wait * random.uniform(0.5, 1.0))
+
+    def _go_on_without(self, worker: str, broken: Broken) -> None:
+        """A worker that could not do better if it were started again: the others go on."""
+        others = len(self._workers) + len(self._restarts)
+        if others == 0:
+            raise _stopped(broken)
+        self._report.note(f"going on with {others} workers, without {worker}: {broken.message}")
 
     def _take_over_commits(self, worker: str) -> None:
         """Shards that the dead worker committed without our having heard of it."""
@@ -267,9 +286,29 @@ class Driver:
             work = Work(lease.number, lease.rows.first, lease.rows.stop, str(lease.mode))
             self._executor.send(name, work)
 
+    def _look_after_places(self, now: float) -> None:
+        """Fewer workers than asked for are enough; none at all are not."""
+        waiting = [state for state in self._workers.values() if not state.placed]
+        waited = now - max((state.started for state in waiting), default=now)
+        placed = len(self._workers) - len(waiting)
+        if placed and waited > PLACE_SECONDS and not self._said_how_many:
+            self._said_how_many = True
+            self._report.note(
+                f"{placed} of {len(self._workers)} workers are placed: going on with those "
+                f"({self._executor.free()})"
+            )
+        if not placed and not self._restarts and waited > self._job.start_timeout:
+            raise EngineStartError(
+                f"no worker found a place in {self._job.start_timeout:.0f} s: "
+                f"{self._executor.free()}",
+                hint="free some, ask for less with --gpus-per-worker, or raise --start-timeout",
+            )
+
     def _look_after(self, now: float) -> None:
+        self._look_after_places(now)
         for name, state in list(self._workers.items()):
-            if not state.ready and now - state.started > self._job.start_timeout:
+            slow = state.placed and not state.ready
+            if slow and now - state.started > self._job.start_timeout:
                 raise EngineStartError(
                     f"worker {name} was not ready after {self._job.start_timeout:.0f} s",
                     hint="raise --start-timeout, or look into "

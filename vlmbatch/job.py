@@ -7,6 +7,8 @@ in run.json, and workers read it from there.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,25 +17,28 @@ from vlmbatch.errors import FingerprintMismatch, UsageError
 
 BUILT_IN_TASKS = ("caption", "vqa", "ground", "detect", "ocr")
 
+_DECIMAL = r"([0-9]{1,15}(?:\.[0-9]{0,15})?)"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_bytes(value: object) -> object:
-    """'512MiB', '1G' or a number of bytes as an int; other values are left to pydantic."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)(?:i?B)?\s*", value, re.IGNORECASE)
-        if match:
-            return int(float(match[1]) * _UNITS[match[2].upper()])
-    return value
+    """'512MiB', '1G' or a number of bytes as an int; what is no text is left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(rf"\s*{_DECIMAL}\s*([KMGT]?)(?:i?B)?\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError("expected a size such as 512MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def parse_seconds(value: object) -> object:
-    """'30s', '30min', '2h' or a number of seconds as a float; other values go to pydantic."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([\d.]+)\s*(s|m|min|h)?\s*", value)
-        if match:
-            return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
-    return value
+    """'30s', '30min', '2h' or a number of seconds as a float; what is no text goes to pydantic."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(rf"\s*{_DECIMAL}\s*(s|m|min|h)?\s*", value)
+    if match is None:
+        raise ValueError("expected a time such as 90s, 30min or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=2**20)]
@@ -138,13 +143,102 @@ def spec_from(values: dict[str, Any], *, where: str) -> JobSpec:
         raise UsageError("\n  ".join([f"{count} in {where}", *lines])) from None
 
 
+def read_job_file(path: str) -> dict[str, Any]:
+    """A job spec's YAML as plain values."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise UsageError(f"cannot read the job spec {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is not a job spec: it holds no keys", hint="see jobs/")
+    return values
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``, section by section."""
+    both = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(both.get(key), dict):
+            both[key] = merged(both[key], value)
+        else:
+            both[key] = value
+    return both
+
+
+def set_keys(settings: Mapping[str, str]) -> dict[str, Any]:
+    """``a.b=value`` pairs as nested values; each value is read as YAML."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for address, text in settings.items():
+        section = values
+        *path, last = address.split(".")
+        for step in path:
+            section = section.setdefault(step, {})
+            if not isinstance(section, dict):
+                raise UsageError(f"--set {address}: {step!r} is set to a value already")
+        try:
+            section[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            section[last] = text
+    return values
+
+
 def _problem(item: Any) -> str:
-    address = ".".join(str(step) for step in item["loc"])
+    *path, last = item["loc"] or ("",)
+    address = ".".join(map(str, path))
     if item["type"] == "extra_forbidden":
-        return f"unknown key {item['loc'][-1]!r} @ {address}"
-    found = item.get("input")
-    shown = f", got {found!r}" if isinstance(found, str | int | float | bool) else ""
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}{shown} @ {address}"
+        close = get_close_matches(str(last), _section(path).model_fields, n=1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        return f"unknown key {last!r}{meant}" + (f" @ {address}" if address else "")
+    if item["type"] == "missing":
+        return f"missing key {last!r}" + (f" @ {address}" if address else "")
+    expected = _EXPECTED.get(item["type"])
+    if expected is None:
+        said = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
+        said = said.replace("greater than or equal to", "at least")
+        said = said.replace("less than or equal to", "at most")
+        expected = f"{said[:1].lower()}{said[1:]}"
+    return f"{expected}, got {_found(item.get('input'))} @ {'.'.join(map(str, item['loc']))}"
+
+
+def _found(value: object) -> str:
+    if isinstance(value, dict | list) and value:
+        return "keys with values" if isinstance(value, dict) else "a list"
+    return _short(value, 60)
+
+
+_WHOLE, _NUMBER, _YES_NO = "expected a whole number", "expected a number", "expected true or false"
+_EXPECTED = {
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "bool_type": _YES_NO,
+    "bool_parsing": _YES_NO,
+    "string_type": "expected text",
+    "list_type": "expected a list",
+    "too_short": "expected at least one",
+    "dict_type": "expected keys with values",
+    "model_type": "expected keys with values",
+    "model_attributes_type": "expected keys with values",
+}
+
+
+def _section(path: list[Any]) -> type[Section]:
+    sections: dict[str, type[Section]] = {
+        "tasks": TaskSpec,
+        "engine": EngineSpec,
+        "sampling": SamplingSpec,
+    }
+    return sections.get(str(path[0]), JobSpec) if path else JobSpec
 
 
 def check_same_ask(stored: dict[str, Any], now: dict[str, Any], *, retry_with: str) -> None:

@@ -63,7 +63,13 @@ class Progress:
     """From a worker, every two seconds: totals since it started."""
 
     answered: int
+    """Requests."""
+    finished: int
+    """Rows whose results are there, and not committed yet."""
     in_flight: int
+    """Rows."""
+    tokens: int
+    """Tokens of the completions."""
     waiting_for_engine: int
     peak_memory: int
     """Bytes of resident memory, at most so far."""

@@ -6,6 +6,7 @@ Needs neither torch nor transformers; huggingface_hub is imported only for a Hub
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,9 +72,9 @@ def resolve_model(
     """
     if name == DEMO:
         return _local(name, demo_path(), revision)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _local(name, folder.resolve(), revision)
+    folder = os.path.expanduser(name)  # Path.expanduser and Path.is_dir raise on odd names
+    if os.path.isdir(folder):
+        return _local(name, Path(folder).resolve(), revision)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ModelNotFound(f"no such model folder: {name}", hint=_OTHER_MODEL)
     return _from_hub(name, revision, offline)

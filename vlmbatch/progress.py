@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 30.0
 STATUS_SECONDS = 2.0
-
-
-class _HasLeft(Protocol):
-    @property
-    def done(self) -> bool: ...
 
 
 class ProgressReport:
@@ -51,19 +47,18 @@ class ProgressReport:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
-            print(text, file=sys.stderr, flush=True)
+            _print(text)
 
-    def update(self, tally: Tally, workers: Mapping[str, WorkerState], scheduler: _HasLeft) -> None:
+    def update(self, tally: Tally, workers: Mapping[str, WorkerState]) -> None:
         """Call often; it looks at the clock by itself."""
         at = time.monotonic()
-        counts = tally.counts
         if self._bar is not None:
-            self._bar.n = self._skipped + counts.rows
+            self._bar.n = self._skipped + _finished(tally, workers)
             self._bar.set_postfix_str(_postfix(tally, workers), refresh=False)
             self._bar.refresh()
         elif at >= self._next_line:
             self._next_line = at + LINE_SECONDS
-            print(self._line(tally, workers), file=sys.stderr, flush=True)
+            _print(self._line(tally, workers))
         if at >= self._next_status:
             self._next_status = at + STATUS_SECONDS
             self.write_status("running", tally, workers)
@@ -85,8 +80,9 @@ class ProgressReport:
                 "rows_done": counts.rows,
                 "rows_failed": counts.failed_rows,
                 "failures": dict(counts.failures),
-                "rows_per_second": round(_rate(tally), 2),
-                "seconds_left": _seconds_left(self._total - counts.rows, tally),
+                "rows_finished": _finished(tally, workers),
+                "rows_per_second": round(_rate(tally, workers), 2),
+                "seconds_left": self._seconds_left(tally, workers),
                 "completion_tokens": counts.completion_tokens,
                 "workers": {
                     name: {
@@ -102,11 +98,15 @@ class ProgressReport:
         )
 
     def _line(self, tally: Tally, workers: Mapping[str, WorkerState]) -> str:
-        done = self._skipped + tally.counts.rows
-        total = self._total + self._skipped
-        left = _seconds_left(self._total - tally.counts.rows, tally)
+        done = self._skipped + _finished(tally, workers)
+        left = self._seconds_left(tally, workers)
         eta = "" if left is None else f", {_duration(left)} left"
+        total = self._total + self._skipped
         return f"{done:,} of {total:,} rows, {_postfix(tally, workers)}{eta}"
+
+    def _seconds_left(self, tally: Tally, workers: Mapping[str, WorkerState]) -> int | None:
+        rate = _rate(tally, workers)
+        return round((self._total - _finished(tally, workers)) / rate) if rate > 0 else None
 
     def close(self) -> None:
         if self._bar is not None:
@@ -114,26 +114,34 @@ class ProgressReport:
             self._bar = None
 
 
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # who closed stderr does not want to read
+        print(text, file=sys.stderr, flush=True)
+
+
+def _finished(tally: Tally, workers: Mapping[str, WorkerState]) -> int:
+    """Rows with results, committed or about to be."""
+    return tally.counts.rows + sum(w.progress.finished for w in workers.values() if w.progress)
+
+
+def _seconds(tally: Tally) -> float:
+    return 0.0 if tally.first_ready is None else max(time.monotonic() - tally.first_ready, 0.001)
+
+
+def _rate(tally: Tally, workers: Mapping[str, WorkerState]) -> float:
+    seconds = _seconds(tally)
+    return _finished(tally, workers) / seconds if seconds else 0.0
+
+
 def _postfix(tally: Tally, workers: Mapping[str, WorkerState]) -> str:
     ready = sum(worker.ready for worker in workers.values())
-    if tally.first_ready is None:
+    if not _seconds(tally):
         return f"{len(workers)} worker{'s' if len(workers) != 1 else ''} starting"
-    tokens = tally.counts.completion_tokens / max(time.monotonic() - tally.first_ready, 0.001)
     return (
-        f"{tally.counts.failed_rows:,} failed, {_rate(tally):.1f} rows/s, {tokens:.0f} tokens/s, "
+        f"{tally.counts.failed_rows:,} failed, {_rate(tally, workers):.1f} rows/s, "
+        f"{tally.tokens / _seconds(tally):.0f} tokens/s, "
         f"{ready} worker{'s' if ready != 1 else ''}"
     )
-
-
-def _rate(tally: Tally) -> float:
-    if tally.first_ready is None:
-        return 0.0
-    return tally.counts.rows / max(time.monotonic() - tally.first_ready, 0.001)
-
-
-def _seconds_left(rows: int, tally: Tally) -> int | None:
-    rate = _rate(tally)
-    return round(rows / rate) if rate > 0 else None
 
 
 def _duration(seconds: float) -> str:

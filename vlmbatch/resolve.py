@@ -59,6 +59,8 @@ def asking_of(job: JobSpec, manifest: Manifest, config: Mapping[str, Any]) -> As
     wanted = [*carried, *_template_columns(tasks, job, manifest.schema)]
     if job.engine.name == "echo" and "reply_from" in job.engine.args:
         wanted.append(job.engine.args["reply_from"])
+        if wanted[-1] == job.columns.get("image", "image"):
+            raise UsageError("--engine-arg reply_from names the images; name a column of texts")
     columns = choose_columns(manifest.schema, job.columns, wanted, where=where)
     for task in tasks:
         _check_asked(task.spec, columns, where)
@@ -109,6 +111,8 @@ def _as_before(job: JobSpec, stored: RunFile) -> JobSpec:
         for name in ("name", "dtype")
         if getattr(job.engine, name) == "auto"
     }
+    if before.engine.name == "echo" and "model" in given:  # a model's answers are wanted now
+        engine.pop("name", None)
     changes["engine"] = job.engine.model_copy(update=engine)
     if "part_rows" in given and job.part_rows != stored.part_rows:
         raise UsageError(
@@ -139,7 +143,7 @@ def _with_engine_and_model(
             model["config"] = found.config
         return job, model
     name, fallback = job.model or environ.get("VLMBATCH_MODEL"), False
-    if name is None:
+    if not name:
         name, fallback = DEFAULT_MODEL, fresh and job.ray_address is None
     try:
         found = resolve_model(name, job.revision)

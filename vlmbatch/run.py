@@ -22,9 +22,10 @@ from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.resolve import Resolved, asking_of, resolve
 from vlmbatch.results.files import Counts
+from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import LocalStore, reported
 from vlmbatch.run_file import RunFile, new_run_id, now, read_run_file, write_run_file
 
 INTERRUPTED, TOO_MANY_FAILED = 130, 3
@@ -82,6 +83,7 @@ class Summary:
 
 def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -> Summary:
     """The main job. Run again to resume."""
+    _check_executor(job)
     store = LocalStore(output_folder(job))
     if not overwrite:
         check_ours(store)
@@ -128,10 +130,11 @@ def retry(
     job = stored.spec
     args = {**job.engine.args, **engine_args}
     engine = job.engine.model_copy(update={"args": args})
+    check_args(engine)
     if asked_args(engine) != asked_args(job.engine):
         raise UsageError("that --engine-arg changes the answers; a retry asks the same again")
     job = job.model_copy(update={**changes, "engine": engine})
-    check_args(engine)
+    _check_executor(job)
     manifest = open_manifest(job.manifest, stored.manifest)
     if manifest.identity != stored.ask["manifest"]:
         raise UsageError(
@@ -188,10 +191,12 @@ def _work(
     for warning in run_file.warnings:
         say.note(f"Warning: {warning}")
     total = min(manifest.rows, job.limit or manifest.rows)
-    skipped = before.rows if retry_codes is None else 0
+    skipped = total - todo if retry_codes is None else 0
+    executor: Executor = _NoWorkers()
+    if todo:
+        executor, workers = _make_executor(name, job, output.store, workers, todo)
     _announce(say, run_file, manifest, todo, skipped, name, workers, output)
     report = ProgressReport(output.store, total=todo, skipped=skipped, label=job.tasks[0].name)
-    executor = _make_executor(name, job, output.store, workers) if todo else _NoWorkers()
     driver = Driver(
         output=output,
         run_file=run_file,
@@ -224,19 +229,35 @@ def _work(
     after = output.counts()
     if code == 0 and _too_many_failed(after, job.max_failure_rate):
         code = TOO_MANY_FAILED
+    warnings = list(run_file.warnings)
+    if state == "finished" and retry_codes is None:
+        warnings += _about_the_manifest(output, total)
     return _summary(
         run_file,
         driver.tally,
         before,
         after,
         rows=total if retry_codes is None else driver.tally.counts.rows,
+        skipped=skipped,
         executor=name,
         workers=workers,
         output=str(output.store.folder),
         resumed=resumed,
         code=code,
         is_retry=retry_codes is not None,
+        warnings=warnings,
     )
+
+
+def _about_the_manifest(output: Output, rows: int) -> list[str]:
+    if not rows:
+        return ["the manifest has no rows: nothing was asked"]
+    repeated = repeated_ids(output)
+    if not repeated:
+        return []
+    among = f" (of the first {MAX_ROWS:,} rows)" if rows > MAX_ROWS else ""
+    has = "row has" if repeated == 1 else "rows have"
+    return [f"{repeated:,} {has} the id of an earlier row{among}: tell them apart by `row`"]
 
 
 def _summary(
@@ -246,16 +267,16 @@ def _summary(
     after: Counts,
     *,
     rows: int,
+    skipped: int,
     executor: str,
     workers: int,
     output: str,
     resumed: bool,
     code: int,
     is_retry: bool,
+    warnings: list[str],
 ) -> Summary:
     done = tally.counts if is_retry else after.minus(before)
-    skipped = 0 if is_retry else min(before.rows, rows)
-    warnings = list(run_file.warnings)
     if before.failed_rows and not is_retry:
         warnings.append(
             f"{before.failed_rows:,} rows failed in an earlier run; to ask them again: "
@@ -322,7 +343,8 @@ def _same_listing(job: JobSpec, stored: RunFile | None) -> dict[str, Any] | None
 def _run_file(resolved: Resolved, manifest: Manifest, stored: RunFile | None) -> RunFile:
     job = resolved.job.model_dump()
     if stored is not None:
-        return stored.started_again(job=job, model=resolved.model, warnings=stored.warnings)
+        # The same manifest may be elsewhere by now: workers read it where it is.
+        return stored.started_again(job=job, model=resolved.model, manifest=manifest.to_json())
     return RunFile(
         run=new_run_id(),
         created=now(),
@@ -367,7 +389,7 @@ def _elsewhere(command: Sequence[str], folder: Path) -> str:
         if option in words:
             at = words.index(option)
             del words[at : at + 2]
-    words = [word for word in words if not word.startswith("--output=")]
+    words = [w for w in words if not re.match(r"--output=|-o.", w)]
     return shlex.join(["vlmbatch", *words, "-o", f"{str(folder).rstrip('/')}-2"])
 
 
@@ -376,12 +398,15 @@ def _choose_executor(job: JobSpec, rows: int) -> tuple[str, int]:
     name = job.executor
     if name == "auto":
         name = "ray" if workers > 1 or job.ray_address else "local"
-    if name == "local" and job.ray_address:
+    return name, max(1, min(workers, rows))
+
+
+def _check_executor(job: JobSpec) -> None:
+    if job.executor == "local" and job.ray_address:
         raise UsageError(
             "--ray-address is given, and --executor local does not use Ray",
             hint="leave one of the two out",
         )
-    return name, max(1, min(workers, rows))
 
 
 def usable_gpus() -> int:
@@ -392,21 +417,30 @@ def usable_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def _make_executor(name: str, job: JobSpec, store: LocalStore, workers: int) -> Executor:
+def _make_executor(
+    name: str, job: JobSpec, store: LocalStore, workers: int, rows: int
+) -> tuple[Executor, int]:
+    """The executor, and how many workers it is to start: a cluster knows its own GPUs."""
     if name == "local":
         from vlmbatch.executors.local import LocalExecutor
 
-        return LocalExecutor(store.logs, gpus=usable_gpus(), gpus_per_worker=job.gpus_per_worker)
+        local = LocalExecutor(
+            store.logs,
+            workers=workers,
+            gpus=usable_gpus(),
+            gpus_per_worker=job.gpus_per_worker,
+        )
+        return local, workers
     try:
         from vlmbatch.executors.ray import RayExecutor
     except ImportError as error:
         raise UsageError(f"Ray cannot be imported ({error})", hint="pip install vlmbatch") from None
-    return RayExecutor(
+    cluster = RayExecutor(
         address=job.ray_address,
-        workers=workers,
-        gpus_per_worker=job.gpus_per_worker if usable_gpus() or job.ray_address else 0,
-        start_timeout=job.start_timeout,
+        workers=None if job.ray_address and job.workers is None else workers,
+        gpus_per_worker=job.gpus_per_worker,
     )
+    return cluster, min(cluster.workers, rows)
 
 
 class _NoWorkers:
@@ -424,6 +458,9 @@ class _NoWorkers:
 
     def kill(self, worker: str) -> None: ...
 
+    def free(self) -> str:
+        return ""
+
     def close(self) -> None: ...
 
 
@@ -431,7 +468,8 @@ class _Say:
     """Words to the person who started the run: stderr, whatever descriptor 1 is meanwhile."""
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # who closed stderr does not want to read
+            print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -440,7 +478,7 @@ def _stdout_to(path: Path) -> Iterator[_Say]:
     prints never mixes with the summary."""
     sys.stdout.flush()
     real = os.dup(1)
-    with open(path, "ab") as log_file:
+    with reported(path), open(path, "ab") as log_file:
         os.dup2(log_file.fileno(), 1)
     try:
         yield _Say()

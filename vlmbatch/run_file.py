@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vlmbatch import __version__
+from vlmbatch.errors import RunStopped
 from vlmbatch.job import JobSpec
 from vlmbatch.results.store import LocalStore
 
@@ -57,8 +58,16 @@ def read_run_file(store: LocalStore) -> RunFile | None:
     value = store.read_json(store.ours / "run.json")
     if value is None:
         return None
-    known = {name: value[name] for name in RunFile.__slots__ if name in value}
-    return RunFile(**known)
+    try:
+        known = {name: value[name] for name in RunFile.__slots__ if name in value}
+        run_file = RunFile(**known)
+        run_file.spec  # noqa: B018  parses
+    except (TypeError, ValueError):
+        raise RunStopped(
+            f"{store.ours / 'run.json'} was not written by this version of vlmbatch",
+            hint="go on with the version of vlmbatch that wrote it, or give another -o",
+        ) from None
+    return run_file
 
 
 def write_run_file(store: LocalStore, run_file: RunFile) -> None:

@@ -2,12 +2,13 @@
 
 Rows are pending, leased or done. Pending rows are kept as *stretches* that begin where a file or a
 row group begins, so that a worker goes on in the file that it has open. A worker gets the next
-range of its own stretch, then a fresh stretch, then half of what another worker's stretch has left.
+range of its own stretch, then the first fresh one, then half of what another worker's has left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +17,8 @@ from vlmbatch.records import Range
 
 STRIKES = 2
 """So many deaths make a range suspect, and a row of a suspect range guilty."""
+STRETCH_LEASES = 4
+"""A stretch has at least so many leases: small files and row groups are put together."""
 
 
 class Mode(StrEnum):
@@ -39,11 +42,12 @@ class Lease:
 
 @dataclass(slots=True)
 class _Stretch:
-    """Pending rows [first, stop) that one worker reads through; ``owner`` has the stream open."""
+    """Pending rows [first, stop) that one worker reads through. With strikes, it was one lease, and
+    is leased again as it was."""
 
     first: int
     stop: int
-    owner: str | None = None
+    strikes: int = 0
 
 
 @dataclass(slots=True)
@@ -51,13 +55,14 @@ class _Held:
     lease: Lease
     left: Intervals
     """Its rows that are not committed yet."""
-    first_row_strikes: int = 0
-    """In careful mode: how often the lease's first row has killed before."""
+    strikes: int = 0
+    """How often its rows were held by a worker that died; in careful mode, its first row alone."""
 
 
 @dataclass(slots=True)
 class _Suspect:
-    """A range with two strikes, to be run row by row. ``first_row_strikes``: see _Held."""
+    """A range with two strikes, to be run row by row. ``first_row_strikes``: how often its first
+    row has killed since."""
 
     rows: Range
     first_row_strikes: int = 0
@@ -76,16 +81,18 @@ class Scheduler:
     ) -> None:
         self._lease_rows = lease_rows
         self._part_rows = part_rows
-        self._stretches = [_Stretch(rows.first, rows.stop) for rows in _cut(pending, boundaries)]
+        cut = _cut(pending, boundaries, STRETCH_LEASES * lease_rows)
+        self._fresh = [_Stretch(rows.first, rows.stop) for rows in cut]
+        self._fresh.sort(key=_descending)  # the first one is popped from the end
+        self._reading: dict[str, _Stretch] = {}
         self._held: dict[str, list[_Held]] = {}
-        self._strikes: dict[Range, int] = {}
         self._suspects: list[_Suspect] = []
         self._number = 0
 
     @property
     def done(self) -> bool:
         """Every row is committed."""
-        return not (self._stretches or self._suspects or any(self._held.values()))
+        return not (self._fresh or self._reading or self._suspects or any(self._held.values()))
 
     def leases_of(self, worker: str) -> list[Lease]:
         return [held.lease for held in self._held.get(worker, [])]
@@ -101,8 +108,10 @@ class Scheduler:
             return None  # a suspect runs alone
         if self._suspects and not mine:
             return self._lease_suspect(worker)
-        rows = self._take(worker)
-        return None if rows is None else self._lease(worker, rows, Mode.NORMAL)
+        stretch = self._stretch_for(worker)
+        if stretch is None:
+            return None
+        return self._lease(worker, self._cut_off(worker, stretch), Mode.NORMAL, stretch.strikes)
 
     def committed(self, worker: str, rows: Range) -> None:
         """These rows of the worker's leases are on disk."""
@@ -111,8 +120,6 @@ class Scheduler:
             held.left.remove(rows)
             if held.left:
                 kept.append(held)
-            else:
-                self._strikes.pop(held.lease.rows, None)
         self._held[worker] = kept
 
     def died(self, worker: str, *, strike: bool = True) -> None:
@@ -123,24 +130,21 @@ class Scheduler:
                 self._return_normal(held, rest, strike)
             elif rest:
                 self._return_suspect(held, rest, strike)
-        for stretch in self._stretches:
-            if stretch.owner == worker:
-                stretch.owner = None
+        if worker in self._reading:
+            self._put_back(self._reading.pop(worker))
 
     def _return_normal(self, held: _Held, rest: list[Range], strike: bool) -> None:
-        strikes = self._strikes.pop(held.lease.rows, 0) + int(strike)
+        strikes = held.strikes + int(strike)
         for rows in rest:
             if strikes >= STRIKES:
                 self._suspects.append(_Suspect(rows))
             else:
-                self._give_back(rows)
-                if strikes:
-                    self._strikes[rows] = strikes
+                self._put_back(_Stretch(rows.first, rows.stop, strikes))
 
     def _return_suspect(self, held: _Held, rest: list[Range], strike: bool) -> None:
         """Rows run one after another: the first one left is the one that was running."""
         first = rest[0].first
-        before = held.first_row_strikes if first == held.lease.rows.first else 0
+        before = held.strikes if first == held.lease.rows.first else 0
         struck = int(strike and held.lease.mode is Mode.CAREFUL)
         self._suspects.insert(0, _Suspect(Range(first, rest[-1].stop), before + struck))
 
@@ -159,57 +163,53 @@ class Scheduler:
         self._held[worker].append(_Held(lease, Intervals([rows]), strikes))
         return lease
 
-    def _take(self, worker: str) -> Range | None:
-        stretch = (
-            next((s for s in self._stretches if s.owner == worker), None)
-            or next((s for s in self._stretches if s.owner is None), None)
-            or self._half_of_the_longest()
-        )
-        if stretch is None:
-            return None
-        stretch.owner = worker
+    def _stretch_for(self, worker: str) -> _Stretch | None:
+        """The stretch that the worker reads on in, by now its own."""
+        if worker not in self._reading:
+            stretch = self._fresh.pop() if self._fresh else self._half_of_the_longest()
+            if stretch is None:
+                return None
+            self._reading[worker] = stretch
+        return self._reading[worker]
+
+    def _cut_off(self, worker: str, stretch: _Stretch) -> Range:
+        """The next lease's rows, taken from the worker's stretch."""
         part_end = (stretch.first // self._part_rows + 1) * self._part_rows
-        stop = min(stretch.first + self._lease_rows, stretch.stop, part_end)
-        for struck in self._strikes:  # a range with a strike is leased again as it was
-            if struck.first == stretch.first:
-                stop = min(stop, struck.stop)
-            elif stretch.first < struck.first < stop:
-                stop = struck.first
-        rows = Range(stretch.first, stop)
-        stretch.first = stop
+        rows = Range(stretch.first, min(stretch.first + self._lease_rows, stretch.stop, part_end))
+        stretch.first = rows.stop
         if stretch.first == stretch.stop:
-            self._stretches.remove(stretch)
+            del self._reading[worker]
         return rows
 
     def _half_of_the_longest(self) -> _Stretch | None:
-        if not self._stretches:
+        if not self._reading:
             return None
-        longest = max(self._stretches, key=lambda s: s.stop - s.first)
+        owner, longest = max(self._reading.items(), key=lambda item: item[1].stop - item[1].first)
         rows = longest.stop - longest.first
         if rows <= self._lease_rows:
-            return longest
+            return self._reading.pop(owner)
         middle = longest.stop - rows // 2
         half = _Stretch(middle, longest.stop)
         longest.stop = middle
-        self._stretches.insert(self._stretches.index(longest) + 1, half)
         return half
 
-    def _give_back(self, rows: Range) -> None:
-        at = next(
-            (i for i, s in enumerate(self._stretches) if s.first > rows.first),
-            len(self._stretches),
-        )
-        self._stretches.insert(at, _Stretch(rows.first, rows.stop))
+    def _put_back(self, stretch: _Stretch) -> None:
+        insort(self._fresh, stretch, key=_descending)
 
 
-def _cut(pending: Iterable[Range], boundaries: Sequence[int]) -> Iterable[Range]:
-    """The pending ranges, cut where a file or row group begins."""
+def _descending(stretch: _Stretch) -> int:
+    return -stretch.first
+
+
+def _cut(pending: Iterable[Range], boundaries: Sequence[int], at_least: int) -> Iterator[Range]:
+    """The pending ranges, cut where a file or row group begins, not into pieces that are shorter
+    than ``at_least``; the last piece of a range may be."""
     cuts = iter(sorted(boundaries))
     cut = next(cuts, None)
     for rows in pending:
         first = rows.first
         while cut is not None and cut < rows.stop:
-            if cut > first:
+            if cut >= first + at_least:
                 yield Range(first, cut)
                 first = cut
             cut = next(cuts, None)

@@ -26,12 +26,12 @@ def status_of(folder: str) -> dict[str, Any]:
     running = store.is_locked()
     total = sum(file["rows"] for file in run_file.manifest["files"])
     limit = run_file.spec.limit
-    total = min(total, limit) if limit else total
+    total = max(counts.rows, min(total, limit)) if limit else total
     state = latest.get("state", "started")
     if running:
         state = "running"
-    elif state == "running":
-        state = "killed"
+    elif state in ("started", "running") or (state == "finished" and counts.rows < total):
+        state = "killed"  # before it could say anything else
     return {
         "output": folder,
         "state": state,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,6 +71,10 @@ def make_task(spec: TaskSpec) -> Task:
             f"unknown task {spec.name!r}",
             hint=f"built in: {', '.join(BUILT_IN_TASKS)}; one of your own needs its prompt: "
             f"--prompt {spec.name}=TEXT",
+        )
+    if not re.fullmatch(r"[\w.-]+", spec.name):
+        raise UsageError(
+            f"{spec.name!r} is no name for a task", hint="use letters, digits and _ - . only"
         )
     task = Task(spec)
     try:
@@ -166,8 +171,8 @@ def _texts(
     if stand_in is not None:
         return [stand_in]
     for name in names:
-        if name in fields:
-            value = fields[name]
+        value = fields.get(name)
+        if value is not None:
             return list(value) if isinstance(value, list) else [value]
     return [None]
 
@@ -184,7 +189,7 @@ def _labels(fields: Mapping[str, Any], stand_in: list[str] | None) -> list[str |
 def _worded(task: Task, ask: Ask, row: Row, family: Wording) -> tuple[str, str | None]:
     """(the prompt, what the ``question`` column says)."""
     if task.template is None:
-        return family.word(ask), ask.question
+        return _short_enough(family.word(ask)), ask.question
     variables: dict[str, Any] = {**row.fields, "id": row.id, "row": row.row}
     if ask.kind is TaskKind.VQA:
         variables["question"] = ask.question
@@ -201,10 +206,14 @@ def _worded(task: Task, ask: Ask, row: Row, family: Wording) -> tuple[str, str |
             Stage.PROMPT,
             f"the prompt of task {task.name!r} does not fit this row: {error}",
         ) from None
+    return _short_enough(prompt), prompt
+
+
+def _short_enough(prompt: str) -> str:
     if len(prompt) > MAX_PROMPT_CHARS:
         raise failed(
             ErrorCode.PROMPT_TOO_LONG,
             Stage.PROMPT,
             f"the prompt has {len(prompt):,} characters (limit {MAX_PROMPT_CHARS:,})",
         )
-    return prompt, prompt
+    return prompt

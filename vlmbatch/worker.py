@@ -114,6 +114,7 @@ class Worker:
         self._loading = asyncio.Semaphore(LOADING_ROWS)
         self._answered = 0
         self._asked = 0
+        self._tokens = 0
         self._end: asyncio.Future[None] | None = None
 
     def _output(self) -> Output:
@@ -140,6 +141,9 @@ class Worker:
                 self._emit(Ended())
         except VlmbatchError as error:
             log.error("%s", error)
+            if isinstance(error, ManifestError):  # what was read before is worth keeping
+                with contextlib.suppress(VlmbatchError):
+                    await self._drain(1.0, feeder)
             self._emit(_broken(error))
         finally:
             ticker.cancel()
@@ -171,10 +175,16 @@ class Worker:
                     return drain
 
     async def _guarded(self, work: Awaitable[None]) -> None:
-        """Awaits; an error of the engine, the store or the manifest ends the worker."""
+        """Awaits; an error of the engine, the store or the manifest ends the worker.
+
+        So does one that nobody foresaw: a worker that went on would never finish its lease.
+        """
         try:
             await work
-        except VlmbatchError as error:
+        except Exception as error:
+            if not isinstance(error, VlmbatchError):
+                log.exception("unforeseen")
+                error = EngineDead(f"{type(error).__name__}: {error}")
             if self._end is not None and not self._end.done():
                 self._end.set_exception(error)
 
@@ -185,7 +195,8 @@ class Worker:
 
     def progress(self) -> Progress:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return Progress(self._answered, len(self._rows), self._asked, peak)
+        finished = sum(len(lease.answered) for lease in self._open.values())
+        return Progress(self._answered, finished, len(self._rows), self._tokens, self._asked, peak)
 
     # feeding
 
@@ -298,6 +309,7 @@ class Worker:
                 self._asked += 1
                 try:
                     completion = await self._engine.generate(request)
+                    self._tokens += completion.completion_tokens or 0
                 finally:
                     self._asked -= 1
                 answer = asking.family.read(
@@ -444,7 +456,8 @@ def _size(result: Result) -> int:
 def _broken(error: VlmbatchError) -> Broken:
     """An engine that dies may be started again; one that cannot start, or a store, cannot."""
     fatal = not isinstance(error, EngineDead)
-    return Broken(error.message, error.hint, fatal, error.exit_code)
+    exit_code = 1 if isinstance(error, ManifestError) else error.exit_code  # rows ran before
+    return Broken(error.message, error.hint, fatal, exit_code)
 
 
 def _see_what_the_driver_sees(setup: Setup, store: LocalStore) -> tuple[RunFile, Manifest]:

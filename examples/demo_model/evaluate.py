@@ -95,7 +95,8 @@ def share(hits: list[bool]) -> float:
 
 def easy_scores(ask: Asker) -> dict[str, float]:
     """On easy-VQA's test split, no picture of which is trained on."""
-    pictures = [Image.open(path).convert("RGB") for path in easy_vqa.get_test_image_paths()]
+    paths = easy_vqa.get_test_image_paths()
+    pictures = {image: Image.open(path).convert("RGB") for image, path in paths.items()}
     questions = list(zip(*easy_vqa.get_test_questions(), strict=True))
     answers = ask([(pictures[image], question) for question, _, image in questions], 8)
     forms = {image: answer for _, answer, image in questions if answer in FORMS}

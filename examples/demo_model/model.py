@@ -1,5 +1,7 @@
-"""The demo model's parts: tokenizer, processor and an untrained network, all plain SmolVLM kinds."""
+"""The demo model in parts: tokenizer, processor and an untrained network, all plain SmolVLM kinds."""
 
+import copy
+import json
 from pathlib import Path
 
 import torch
@@ -44,7 +46,7 @@ CHAT_TEMPLATE = """\
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which each word of the corpus and each of <loc_0>..<loc_64> is one token."""
+    """Byte-level BPE: each word of the corpus and each of <loc_0>..<loc_64> is one token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -100,6 +102,7 @@ def make_model(
         pad_token_id=words.pad_token_id,
         scale_factor=MERGE,
         tie_word_embeddings=False,
+        vlmbatch_family="demo",  # how vlmbatch asks and reads it; models fine-tuned from it keep it
         vision_config={
             "hidden_size": WIDTH,
             "intermediate_size": 4 * WIDTH,
@@ -202,7 +205,14 @@ def _whitened_patches() -> torch.Tensor:
 
 def export(model: Idefics3ForConditionalGeneration, folder: Path) -> None:
     """Write the checkpoint as transformers and vLLM load it: weights in half precision."""
-    dtype = model.dtype
-    model.to(torch.float16).save_pretrained(folder)
-    model.to(dtype)
-    make_processor().save_pretrained(folder)
+    half = copy.deepcopy(model).to(torch.float16)
+    half.save_pretrained(folder)
+    processor = make_processor()
+    processor.save_pretrained(folder)
+    images = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
+    words = json.loads((folder / "tokenizer_config.json").read_text())
+    words["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 knows too
+    (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2) + "\n")
+    for file in folder.iterdir():
+        file.chmod(0o644)

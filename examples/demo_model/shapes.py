@@ -1,4 +1,4 @@
-"""Draws pictures of coloured shapes and writes what can be asked about them, with the right answers.
+"""Draws pictures of coloured shapes and writes what can be asked about them, with right answers.
 
 Two kinds of pictures: one shape on a pale ground as in easy-VQA, and scenes of one to four shapes
 of any size. All boxes are (x1, y1, x2, y2) in 64ths of the picture's width and height, the right

@@ -99,6 +99,8 @@ COUNTS = ("same_colour", "same_form", "rank_x", "rank_y")
 HEADS = {"covered": 2, "colour": len(COLOURS), "form": len(FORMS), "size": 2, "centre": 2}
 HEADS |= dict.fromkeys(COUNTS, 4) | {"place_x": 3, "place_y": 3, "total": 4}
 EDGES = ("x1", "y1", "x2", "y2")
+IMPORTANCE = dict.fromkeys(HEADS, 1.0) | {"form": 2.0, "total": 2.0}
+IMPORTANCE |= dict.fromkeys((*COUNTS, *EDGES), 1.0)
 
 
 def dense_labels(shapes: list[Shape]) -> dict[str, np.ndarray]:
@@ -162,10 +164,10 @@ class DenseHeads(nn.Module):
             keep = labels[name] != IGNORED
             logits, target = logits[keep], labels[name][keep]
             if name in EDGES:
-                total = total + 0.5 * soft_loss(logits, target).mean()
+                total = total + IMPORTANCE[name] * soft_loss(logits, target).mean()
                 hit = (logits.argmax(-1) - target).abs() <= 1
             else:
-                total = total + (3 if name == "form" else 1) * F.cross_entropy(logits, target)
+                total = total + IMPORTANCE[name] * F.cross_entropy(logits, target)
                 hit = logits.argmax(-1) == target
             right[name] = hit.float().mean().item()
         return total / len(self.sizes), right
@@ -191,7 +193,6 @@ class Batch:
     target: Tensor  # the id to predict here, or -100
     weight: Tensor
     kind: Tensor  # index into KINDS where there is a target
-    shapes: list[list[Shape]]
 
 
 KINDS = ("short", "detailed", "vqa", "locate", "detect")
@@ -205,10 +206,17 @@ class Packer:
         self.prefix = self.ids(PREFIX)
         self.suffix = self.ids(SUFFIX)
         self.end = self.words.eos_token_id
+        self.first_loc = self.words.convert_tokens_to_ids("<loc_0>")
 
     @lru_cache(maxsize=200_000)  # noqa: B019
     def ids(self, text: str) -> list[int]:
         return self.words(text)["input_ids"]
+
+    def weight(self, kind: str, token: int) -> float:
+        """Few tokens answer a question and many make a box, so that each counts otherwise."""
+        if token == self.end:
+            return 0.5
+        return 3.0 if kind == "vqa" else 0.5 if token >= self.first_loc else 1.0
 
     def pairs(self, shapes: list[Shape], easy: bool, rng: random.Random) -> list[tuple[str, Pair]]:
         """What is asked about one picture, in no order; the packer takes what fits."""
@@ -225,10 +233,16 @@ class Packer:
         return [("short", (SHORT, caption(shapes))), *pairs]
 
     def batch(
-        self, pictures: list[tuple[np.ndarray, list[Shape], bool]], length: int, rng: random.Random
+        self,
+        pictures: list[tuple[np.ndarray, list[Shape], bool]],
+        length: int,
+        rng: random.Random,
+        asked: int = 10**9,
     ) -> Batch:
+        """Sequences of `length` tokens for the first `asked` pictures; the rest is only seen."""
         rows = [
-            self._row(self.pairs(shapes, easy, rng), length, rng) for _, shapes, easy in pictures
+            self._row(self.pairs(shapes, easy, rng), length, rng)
+            for _, shapes, easy in pictures[:asked]
         ]
         columns = [torch.tensor(np.array(column)) for column in zip(*rows, strict=True)]
         dense = [dense_labels(shapes) for _, shapes, _ in pictures]
@@ -236,7 +250,6 @@ class Packer:
             torch.tensor(np.stack([pixels for pixels, _, _ in pictures])),
             {name: torch.tensor(np.stack([d[name] for d in dense])) for name in dense[0]},
             *columns,
-            shapes=[shapes for _, shapes, _ in pictures],
         )
 
     def _row(
@@ -257,7 +270,8 @@ class Packer:
             segment += [number] * size
             position += range(len(self.prefix), len(self.prefix) + size)
             target += [IGNORED] * (len(asked) - 1) + said
-            weight += [0.0] * (len(asked) - 1) + [1.0] * (len(said) - 1) + [0.5]
+            weight += [0.0] * (len(asked) - 1)
+            weight += [self.weight(kind, token) for token in said]
             kinds += [KINDS.index(kind)] * size
         short = length - len(ids)
         return (
@@ -273,18 +287,18 @@ class Packer:
 class Batches(torch.utils.data.IterableDataset):
     """Endless batches; batch k is drawn from the seed and k alone."""
 
-    def __init__(
-        self, packer: Packer, seed: str, size: int, length: int, scenes: float, start: int
-    ) -> None:
-        self.packer, self.seed, self.size, self.length = packer, seed, size, length
-        self.scenes, self.start = scenes, start
+    def __init__(self, packer: Packer, args: argparse.Namespace, start: int) -> None:
+        self.packer, self.seed, self.start = packer, f"{args.seed} {args.stage}", start
+        self.size, self.seen = args.batch, args.seen
+        self.length, self.scenes = args.length, args.scenes
         self.real = easy_train_pictures()[:-HELD_OUT]
 
     def __iter__(self) -> Iterator[Batch]:
         for number in range(self.start, 10**9):
             rng = random.Random(f"{self.seed} {number}")
-            pictures = [draw(rng, self.real, self.scenes) for _ in range(self.size)]
-            yield self.packer.batch(pictures, self.length, rng)
+            count = self.size + self.seen
+            pictures = [draw(rng, self.real, self.scenes) for _ in range(count)]
+            yield self.packer.batch(pictures, self.length, rng, self.size)
 
 
 # ---------------------------------------------------------------------------------- forward passes
@@ -418,18 +432,17 @@ def train(args: argparse.Namespace) -> None:
             seed_words(model, heads.directions(processor))
         if args.keep_optimizer:
             optimizer.load_state_dict(state["optimizer"])
-    seed = f"{args.seed} {args.stage}"
-    data = Batches(packer, seed, args.batch, args.length, args.scenes, start)
+    data = Batches(packer, args, start)
     loader = iter(
         torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
     )
     held = easy_train_pictures()[-HELD_OUT:]
     rng = random.Random(f"{args.seed} watch")
-    easy = [(squashed(picture), shapes, True) for picture, shapes in held[:128]]
-    scenes = [(squashed(p), s, False) for p, s in (scene_picture(rng) for _ in range(128))]
+    easy = [(squashed(picture), shapes, True) for picture, shapes in held[:64]]
+    scenes = [(squashed(p), s, False) for p, s in (scene_picture(rng) for _ in range(64))]
     checks = {
-        "easy": [packer.batch(easy[i : i + 32], 512, rng) for i in (0, 32, 64, 96)],
-        "scenes": [packer.batch(scenes[i : i + 32], 512, rng) for i in (0, 32, 64, 96)],
+        "easy": [packer.batch(easy[i : i + 32], 512, rng) for i in (0, 32)],
+        "scenes": [packer.batch(scenes[i : i + 32], 512, rng) for i in (0, 32)],
     }
     began, since = time.perf_counter(), time.perf_counter()
     run = model
@@ -443,7 +456,7 @@ def train(args: argparse.Namespace) -> None:
         loss = dense
         words = torch.zeros(())
         if not dense_only:
-            words = text_loss(answer_logits(run, tokens, batch), batch, locs)
+            words = text_loss(answer_logits(run, tokens[: args.batch], batch), batch, locs)
             loss = words + args.dense_weight * dense
         optimizer.zero_grad()
         loss.backward()
@@ -479,6 +492,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/demo_model"))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32, help="pictures a step")
+    parser.add_argument("--seen", type=int, default=0, help="more pictures a step without text")
     parser.add_argument("--length", type=int, default=256, help="tokens of a packed sequence")
     parser.add_argument("--scenes", type=float, default=0.5, help="share of scene pictures")
     parser.add_argument("--lr", type=float, default=1.5e-3)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmbatch.engines.base import Engine
-from vlmbatch.errors import EngineStartError, UsageError
+from vlmbatch.errors import UsageError
 from vlmbatch.job import EngineSpec, JobSpec
+from vlmbatch.models import DEMO, demo_path
 
 
 def make_engine(job: JobSpec, model: Mapping[str, Any]) -> Engine:
@@ -16,15 +17,11 @@ def make_engine(job: JobSpec, model: Mapping[str, Any]) -> Engine:
         from vlmbatch.engines.echo import EchoEngine, parse_args
 
         return EchoEngine(parse_args(job.engine.args))
-    try:
-        from vlmbatch.engines.transformers import TransformersEngine
-    except ImportError as error:
-        raise EngineStartError(
-            f"the transformers engine needs a package that is not installed ({error})",
-            hint="pip install 'vlmbatch[transformers]'",
-        ) from None
+    from vlmbatch.engines.transformers import TransformersEngine
+
+    is_demo = job.model == DEMO  # every node has its own copy, in the package
     return TransformersEngine(
-        model["path"],
+        str(demo_path()) if is_demo else model["path"],
         revision=model["revision"] if model["hub"] else None,
         dtype=job.engine.dtype,
         batch_size=job.engine.batch_size,

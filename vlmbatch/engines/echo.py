@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
-from vlmbatch.errors import ErrorCode, Stage, UsageError, failed
+from vlmbatch.errors import EngineStartError, ErrorCode, Stage, UsageError, failed
 from vlmbatch.records import Completion, Request
 
 
@@ -90,7 +90,12 @@ class EchoEngine:
 
     async def start(self) -> None:
         if self._args.log:
-            self._log = os.open(self._args.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                self._log = os.open(self._args.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            except OSError as error:
+                raise EngineStartError(
+                    f"--engine-arg log={self._args.log} cannot be written: {error.strerror}"
+                ) from None
 
     async def generate(self, request: Request) -> Completion:
         args = self._args

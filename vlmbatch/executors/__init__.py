@@ -11,6 +11,14 @@ from vlmbatch.messages import Message, Setup
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """A worker's process runs, on this host; until then it waits for a place."""
+
+    worker: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """A worker said something."""
 
@@ -26,7 +34,7 @@ class Died:
     reason: str
 
 
-Event = Said | Died
+Event = Placed | Said | Died
 
 
 class Executor(Protocol):
@@ -42,6 +50,9 @@ class Executor(Protocol):
 
     def kill(self, worker: str) -> None:
         """End the worker's processes at once; Died follows."""
+
+    def free(self) -> str:
+        """What a worker that waits for its place asks for, and what there is, for a message."""
 
     def close(self) -> None:
         """Kill every worker that is left. May be called twice."""

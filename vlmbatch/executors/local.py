@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,26 +14,31 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
-from vlmbatch.executors import Died, Event, Said
+from vlmbatch.executors import Died, Event, Placed, Said
 from vlmbatch.messages import Message, Setup, from_json, to_json
+from vlmbatch.results.store import reported
 
 
 class LocalExecutor:
     """Each worker has a session of its own; when the driver's end of its pipe closes, however the
     driver ended, it kills its own process group."""
 
-    def __init__(self, logs: Path, *, gpus: int = 0, gpus_per_worker: int = 1) -> None:
+    def __init__(
+        self, logs: Path, *, workers: int = 1, gpus: int = 0, gpus_per_worker: int = 1
+    ) -> None:
         self.events: SimpleQueue[Event] = SimpleQueue()
         self._logs = logs
         self._slots = gpus // gpus_per_worker
         self._gpus_per_worker = gpus_per_worker
         self._workers: dict[str, _Process] = {}
+        # Several engines that each take all cores slow one another down many times.
+        self._threads = max(1, (os.cpu_count() or 1) // workers)
         self._slot_of: dict[str, int] = {}
 
     def start(self, setup: Setup) -> None:
         for name in [name for name, process in self._workers.items() if process.is_over]:
             self._slot_of.pop(name, None)
-        environment = dict(os.environ)
+        environment = {"OMP_NUM_THREADS": str(self._threads), **os.environ}
         taken = set(self._slot_of.values())
         slot = next((slot for slot in range(self._slots) if slot not in taken), None)
         if slot is not None:
@@ -41,12 +47,16 @@ class LocalExecutor:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(_device(index) for index in devices)
         process = _Process(setup, self._logs, self.events, environment)
         self._workers[setup.worker] = process
+        self.events.put(Placed(setup.worker, socket.gethostname()))
 
     def send(self, worker: str, message: Message) -> None:
         self._workers[worker].send(message)
 
     def kill(self, worker: str) -> None:
         self._workers[worker].kill()
+
+    def free(self) -> str:
+        return "a worker on this machine waits for nothing"
 
     def close(self) -> None:
         for process in self._workers.values():
@@ -70,7 +80,7 @@ class _Process:
         self.log = logs / f"worker-{setup.epoch:04d}-{setup.worker}.log"
         to_worker_read, to_worker_write = os.pipe()
         to_driver_read, to_driver_write = os.pipe()
-        with open(self.log, "ab") as log:
+        with reported(self.log), open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 [
                     sys.executable,

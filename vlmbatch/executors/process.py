@@ -24,11 +24,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    with os.fdopen(read_fd, "rb") as from_driver, os.fdopen(write_fd, "wb", 0) as to_driver:
+    from_driver, to_driver = os.fdopen(read_fd, "rb"), os.fdopen(write_fd, "wb", 0)
+    try:
         setup = from_json(json.loads(from_driver.readline()))
         assert isinstance(setup, Setup)
         asyncio.run(_run(setup, from_driver, to_driver))
-    os._exit(0)  # threads of a library must not keep a finished worker alive
+    except BaseException:
+        logging.exception("the worker ends")
+        os._exit(1)
+    os._exit(0)  # at once: neither the listening thread nor those of a library may keep us alive
 
 
 async def _run(setup: Setup, from_driver: BinaryIO, to_driver: BinaryIO) -> None:

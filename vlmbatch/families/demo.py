@@ -16,7 +16,8 @@ from vlmbatch.grounding import Box, GridSpace, Size
 from vlmbatch.records import Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
-_BOX = re.compile(r"([^<>;]{0,80})<loc_(\d{1,3})><loc_(\d{1,3})><loc_(\d{1,3})><loc_(\d{1,3})>")
+_BOX = re.compile(r"<loc_(\d{1,3})><loc_(\d{1,3})><loc_(\d{1,3})><loc_(\d{1,3})>")
+_LABEL_CHARS = 80
 
 
 class Demo:
@@ -50,9 +51,11 @@ class Demo:
             return Answer(text=plain_text(text))
         phrase = labels[0] if labels else ""
         boxes = []
-        for label, *edges in _BOX.findall(text):
-            x1, y1, x2, y2 = map(float, edges)
-            named = phrase if kind is TaskKind.GROUND else label.strip()
+        for match in _BOX.finditer(text):
+            x1, y1, x2, y2 = map(float, match.groups())
+            before = text[max(0, match.start() - _LABEL_CHARS) : match.start()]
+            label = re.split("[<>;]", before)[-1].strip()
+            named = phrase if kind is TaskKind.GROUND else label
             box = self.space.to_pixels(Box(named, x1, y1, x2, y2), image.size)
             if box is not None:
                 boxes.append(box)

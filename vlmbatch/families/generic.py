@@ -6,6 +6,7 @@ were trained on it.
 
 from __future__ import annotations
 
+import json
 import re
 
 from vlmbatch.families.base import CAPTIONS, OCR, plain_text, shown, unreadable
@@ -19,7 +20,7 @@ _JSON_FORM = (
 )
 _NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*"
 _BOX = re.compile(rf'"bbox_2d"\s*:\s*\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]')
-_LABEL = re.compile(r'"label"\s*:\s*"([^"]{0,200})"')
+_LABEL = re.compile(r'"label"\s*:\s*("(?:[^"\\]|\\.){0,200}")')
 _NONE = re.compile(r"\[\s*\]|\bnone\b|\bno such\b|\bthere (?:is|are) no", re.IGNORECASE)
 
 
@@ -51,11 +52,12 @@ class Generic:
         default = labels[0] if kind is TaskKind.GROUND and labels else ""
         found = []
         matches = list(_BOX.finditer(text))
-        for match, following in zip(matches, [*matches[1:], None], strict=True):
-            end = following.start() if following else len(text)
-            label = _LABEL.search(text, match.end(), min(end, match.end() + 300))
+        ends = [0, *(match.end() for match in matches)]
+        starts = [*(match.start() for match in matches), len(text)]
+        for i, match in enumerate(matches):
+            label = _label_of(text[ends[i] : starts[i]], text[ends[i + 1] : starts[i + 1]])
             x1, y1, x2, y2 = (float(number) for number in match.groups())
-            found.append(Box(label[1] if label else default, x1, y1, x2, y2))
+            found.append(Box(default if label is None else label, x1, y1, x2, y2))
         if not found and not _NONE.search(text):
             raise unreadable(f"no box in the answer {shown(text)}")
         boxes = (self.space.to_pixels(box, image.size) for box in found)
@@ -63,6 +65,19 @@ class Generic:
 
     def target(self, size: Size) -> Size:
         return size
+
+
+def _label_of(before: str, after: str) -> str | None:
+    """The label in the box's own object: what stands around the box, up to the next boxes."""
+    label = _LABEL.search(after)
+    if label is None or "}" in after[: label.start()]:
+        *_, label = [None, *_LABEL.finditer(before)]
+        if label is None or "}" in before[label.end() :]:
+            return None
+    try:
+        return str(json.loads(label[1], strict=False))
+    except ValueError:  # an escape that JSON does not have
+        return label[1][1:-1]
 
 
 class Idefics3(Generic):

@@ -59,6 +59,13 @@ def choose_columns(
             f"no column 'image' in {where} (it has: {', '.join(present) or 'no columns'})",
             hint=f"name the column with --column image={_likely_image(schema)}",
         )
+    twice = sorted({name for name in present if present.count(name) > 1})
+    for name in twice:
+        if name in (*names.values(), *wanted):
+            raise ManifestError(
+                f"{where} has several columns {name!r}",
+                hint="write it with column names that differ, or leave that column out",
+            )
     _check_image_type(schema.field(names["image"]), where)
     _check_asked_types(schema, names, where)
     fields = [names[name] for name in ASKED if names[name] in present]
@@ -75,9 +82,14 @@ def choose_columns(
     )
 
 
-def row_of(record: Mapping[str, Any], row: int, columns: Columns) -> Row:
-    """One record as a Row. What is wrong with it is said in ``problem``; this never raises."""
+def row_of(
+    record: Mapping[str, Any], row: int, columns: Columns, unreadable: str | None = None
+) -> Row:
+    """One record as a Row. What is wrong with it is said in ``problem``; this never raises.
+
+    ``unreadable`` is what was found wrong when the record was read."""
     images, problem = _images_of(record[columns.names["image"]])
+    problem = unreadable or problem
     fields = {name: record[name] for name in columns.fields}
     for ours in ASKED:  # --column question=q: templates may use either name
         theirs = columns.names[ours]
@@ -100,6 +112,8 @@ def default_id(images: Iterable[ImageRef], fields: Mapping[str, Any]) -> str:
         add(image.data if image.data is not None else without_secrets(image.uri or "").encode())
     for name in ASKED:
         value = fields.get(name)
+        if value is not None:
+            add(name.removesuffix("s").encode())  # a question is no phrase of the same words
         for item in value if isinstance(value, list) else [value]:
             if item is not None:
                 add(str(item).encode())
@@ -126,7 +140,7 @@ def _images_of(value: Any) -> tuple[tuple[ImageRef, ...], str | None]:
         image = _image_of(item)
         if image is None:
             place = f"image {position} of {len(items)}" if isinstance(value, list) else "the image"
-            return tuple(images), f"{place} is null"
+            return tuple(images), f"{place} is {'null' if item is None else 'empty'}"
         images.append(image)
     return tuple(images), None if images else "the image list is empty"
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from vlmbatch.errors import ManifestError
-from vlmbatch.manifest.columns import Columns, row_of
+from vlmbatch.manifest.columns import Columns, row_of, without_secrets
 from vlmbatch.records import Range, Row
 
 BUFFER_BYTES = 8 * 2**20
@@ -123,7 +124,13 @@ class RowStream:
             self._open = self._rows_from(wanted.first)
         for row in range(wanted.first, wanted.stop):
             self._position = row + 1
-            yield next(self._open)
+            try:
+                found = next(self._open, None)
+            except ManifestError as error:
+                raise ManifestError(f"at row {row}: {error.message}", hint=error.hint) from None
+            if found is None:
+                raise ManifestError(f"the manifest ends before row {row}, which its footers count")
+            yield found
 
     def _rows_from(self, first: int) -> Iterator[Row]:
         start = 0
@@ -134,7 +141,7 @@ class RowStream:
 
     def _rows_of_file(self, file: ManifestFile, start: int, first: int) -> Iterator[Row]:
         path = _join(self._manifest.folder, file.name)
-        with _reading(path), open(path, "rb", buffering=0) as raw:
+        with _reading(path), pa.OSFile(path) as raw:
             found = _identity_of(raw, path)
             if found != (file.size, file.footer):
                 raise _changed(path)
@@ -144,19 +151,43 @@ class RowStream:
             while groups and skip >= file.row_groups[groups[0]]:
                 skip -= file.row_groups[groups.pop(0)]
             row = first
-            batches = source.iter_batches(
-                batch_size=_batch_rows(source.metadata),
-                row_groups=groups,
-                columns=self._columns.to_read,
+            size = _batch_rows(source.metadata)
+            batches = (  # group by group: a broken one must not take rows of another with it
+                batch
+                for group in groups
+                for batch in source.iter_batches(
+                    batch_size=size, row_groups=[group], columns=self._columns.to_read
+                )
             )
             for batch in batches:
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue
-                for record in batch.slice(skip).to_pylist():
-                    yield row_of(record, row, self._columns)
+                for record, problem in _records(batch.slice(skip)):
+                    yield row_of(record, row, self._columns, problem)
                     row += 1
                 skip = 0
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Each row's values, and which of them Python cannot hold (text that is no UTF-8, a date after
+    the year 9999), if any: those are None."""
+    try:
+        yield from ((record, None) for record in batch.to_pylist())
+        return
+    except (ValueError, OverflowError):
+        pass  # one bad value, and the whole batch raises
+    for index in range(batch.num_rows):
+        record: dict[str, Any] = {}
+        problem = None
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                record[name] = column[index].as_py()
+            except (ValueError, OverflowError) as error:
+                record[name] = None
+                why = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+                problem = problem or f"column {name!r} {why}"
+        yield record, problem
 
 
 def _changed(path: str) -> ManifestError:
@@ -178,12 +209,18 @@ def _list_files(paths: Sequence[str]) -> tuple[str, list[str]]:
     found: list[str] = []
     folders: list[str] = []
     for path in paths:
-        local = path.removeprefix("file://")
+        local = _local(path)
+        if "://" in local:
+            raise ManifestError(
+                f"cannot read a manifest from {local.partition('://')[0]}: {without_secrets(path)}",
+                hint="this version reads local Parquet files, folders and globs",
+            )
         if os.path.isdir(local):
+            outputs = {ours.parent for ours in Path(local).rglob("__vlmbatch")} - {Path(local)}
             inside = [
                 str(p)
                 for p in Path(local).rglob("*.parquet")
-                if p.is_file() and not _hidden(p.relative_to(local))
+                if not p.is_dir() and not _hidden(p.relative_to(local)) and p.parent not in outputs
             ]
             _require(inside, f"no *.parquet file in the folder {path}")
             folders.append(local)
@@ -200,15 +237,23 @@ def _list_files(paths: Sequence[str]) -> tuple[str, list[str]]:
             raise _not_found(path)
     folder = os.path.abspath(folders[0] or ".")
     names = sorted({os.path.relpath(os.path.abspath(p), folder) for p in found})
+    for name in (folder, *names):
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ManifestError(f"a name is not valid UTF-8: {name!r}", hint="rename it")
     return folder, names
 
 
+def _local(path: str) -> str:
+    """The path that a file: URI means; any other path as it is."""
+    if not path.startswith("file:/"):
+        return path
+    return unquote(path.removeprefix("file:").removeprefix("//localhost").replace("///", "/", 1))
+
+
 def _not_found(path: str) -> ManifestError:
-    scheme = path.partition("://")[0]
-    if scheme != path:
+    if os.path.islink(path):
         return ManifestError(
-            f"cannot read a manifest from {scheme}: yet: {path}",
-            hint="this version reads local Parquet files, folders and globs",
+            f"no manifest {path}: it is a link to {os.readlink(path)}, which does not exist"
         )
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
@@ -251,7 +296,8 @@ class _reading:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, pa.ArrowException | OSError | ValueError):
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
+            said = (str(error).strip() or kind.__name__).splitlines()[0]
+            reason = "".join(letter if letter.isprintable() else "?" for letter in said)
             raise ManifestError(
                 f"cannot read {self._path}: {reason}",
                 hint="a manifest is Parquet; check that the file is whole",
@@ -260,6 +306,11 @@ class _reading:
 
 def _look_at(folder: str, name: str) -> tuple[ManifestFile, pa.Schema]:
     path = _join(folder, name)
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe waits for its writer
+        raise ManifestError(
+            f"cannot read {path}: it is a pipe, socket or device",
+            hint="a manifest is read more than once: give a file",
+        )
     with _reading(path), open(path, "rb") as raw:
         size, footer = _identity_of(raw, path)
         source = pq.ParquetFile(raw)
@@ -274,13 +325,16 @@ def _identity_of(raw: Any, path: str) -> tuple[int, str]:
     """(size in bytes, xxh3-128 hex of the Parquet footer)."""
     size = raw.seek(0, os.SEEK_END)
     if size < 12:
-        raise ManifestError(f"cannot read {path}: {size} bytes are no Parquet file")
+        raise ManifestError(
+            f"cannot read {path}: {size} bytes are no Parquet file",
+            hint="write it again; a manifest without rows still has a schema",
+        )
     raw.seek(size - 8)
     tail = raw.read(8)
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != b"PAR1" or length + 12 > size:
         raise ManifestError(
-            f"cannot read {path}: it does not end like a Parquet file",
+            f"cannot read {path}: it is no Parquet file, or its end is missing",
             hint="a manifest is Parquet; check that the file is whole",
         )
     raw.seek(size - 8 - length)

@@ -56,7 +56,8 @@ class Counts:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {**values, "failures": dict(self.failures)}  # asdict() breaks on a Counter
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Counts:
@@ -196,11 +197,14 @@ def _row_groups(
     batches: Iterator[pa.RecordBatch], schema: pa.Schema, *, rows: int = 16_384, size: int = 2**25
 ) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
+    held_rows = held_bytes = 0
     for batch in batches:
         held.append(batch)
-        if sum(b.num_rows for b in held) >= rows or sum(b.nbytes for b in held) >= size:
+        held_rows += batch.num_rows
+        held_bytes += batch.nbytes
+        if held_rows >= rows or held_bytes >= size:
             yield pa.Table.from_batches(held, schema=schema)
-            held = []
+            held, held_rows, held_bytes = [], 0, 0
     if held:
         yield pa.Table.from_batches(held, schema=schema)
 
@@ -246,8 +250,12 @@ def _meta_of(path: Path) -> dict[str, Any]:
         else:
             with pa.memory_map(str(path)) as mapped:
                 metadata = pa.ipc.open_file(mapped).schema.metadata
-        meta: dict[str, Any] = json.loads((metadata or {})[_KEY])
-    except (pa.ArrowException, KeyError, ValueError) as error:
+        if _KEY not in (metadata or {}):
+            raise ValueError("its metadata does not say so")
+        meta: dict[str, Any] = json.loads(metadata[_KEY])
+    except FileNotFoundError:
+        raise  # gathered meanwhile
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise RunStopped(
             f"{path} is not a result file of vlmbatch ({error})",
             hint="move it out of the output folder, and run again",

@@ -6,7 +6,9 @@ first row, then the longest; so late writes, overlapping ranges and repeated com
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,8 @@ from vlmbatch.results.files import (
     write_part,
 )
 from vlmbatch.results.store import OURS, LocalStore
+
+LOOKS = 20
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Output:
         return part if fresh else None
 
     def delete_strays(self) -> None:
-        """Delete shards of other runs. Only the holder of the lock may."""
-        for file in list_shards(self.store):
+        """Delete shards and parts of other runs. Only the holder of the lock may."""
+        for file in [*list_shards(self.store), *list_parts(self.store)]:
             if file.run != self.run:
                 self.store.delete(file.path)
 
@@ -96,7 +100,16 @@ class Output:
             yield from _merged(bases, patches, inside)
 
     def counts(self) -> Counts:
-        """What all committed results hold; footers suffice where no file overlaps or patches."""
+        """What all committed results hold; footers suffice where no file overlaps or patches.
+
+        May be asked while a run goes on: where a shard has gone into its part, it looks again.
+        """
+        for _ in range(LOOKS - 1):
+            with suppress(FileNotFoundError):
+                return self._counts()
+        return self._counts()
+
+    def _counts(self) -> Counts:
         total = Counts()
         view = self.view()
         for number in view.numbers(self.part_rows):
@@ -221,7 +234,13 @@ def _keys(batch: pa.RecordBatch | pa.Table, first: int) -> Any:
 def check_ours(store: LocalStore) -> None:
     """Raises OutputNotOurs where the folder holds something that vlmbatch did not write."""
     folder = store.folder
-    if not folder.exists():
+    if not os.path.lexists(folder):
+        above = next(path for path in folder.absolute().parents if os.path.exists(path))
+        if not above.is_dir():
+            raise OutputNotOurs(
+                f"cannot make the folder {folder}: {above} is a file",
+                hint="give another output with -o",
+            )
         return
     if not folder.is_dir():
         raise OutputNotOurs(f"{folder} is a file, not a folder", hint="give another output with -o")

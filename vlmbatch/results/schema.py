@@ -63,17 +63,40 @@ RESULT_SCHEMA = pa.schema(
 
 def result_schema(carried: Sequence[pa.Field] = ()) -> pa.Schema:
     """The schema of a run's results: the fixed columns, then those carried from the manifest."""
-    return pa.schema([*RESULT_SCHEMA, *(field.with_nullable(True) for field in carried)])
+    fields = (field.with_type(_filterable(field.type)).with_nullable(True) for field in carried)
+    return pa.schema([*RESULT_SCHEMA, *fields])
+
+
+def _filterable(kind: pa.DataType) -> pa.DataType:
+    """The same, where Arrow cannot filter by rows: views become plain."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def to_batch(results: Sequence[Result], *, model: str, schema: pa.Schema) -> pa.RecordBatch:
     """The results as one batch, in the order given."""
     records = [_record(result, model) for result in results]
-    columns = [
-        pa.array([record.get(field.name) for record in records], type=field.type)
-        for field in schema
-    ]
+    columns = [_column([record.get(field.name) for record in records], field) for field in schema]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _column(values: list[object], field: pa.Field) -> pa.Array:
+    try:
+        return pa.array(values, type=field.type)
+    except UnicodeEncodeError:  # half of a surrogate pair, which no file can hold
+        return pa.array([_encodable(value) for value in values], type=field.type)
+
+
+def _encodable(value: object) -> object:
+    match value:
+        case str():
+            return value.encode(errors="replace").decode()
+        case dict():
+            return {key: _encodable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_encodable(item) for item in value]
+    return value
 
 
 def _record(result: Result, model: str) -> dict[str, object]:

@@ -122,8 +122,10 @@ def reported(path: Path) -> Iterator[None]:
             errno.ENOTDIR: "give another output folder with -o",
             errno.EEXIST: "give another output folder with -o",
         }
+        # By number: pyarrow's own text only wraps the system's.
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise RunStopped(
-            f"cannot write {path}: {error.strerror or error}", hint=hints.get(error.errno or 0)
+            f"cannot write {path}: {reason}", hint=hints.get(error.errno or 0)
         ) from None
 
 

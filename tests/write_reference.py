@@ -1,0 +1,34 @@
+"""Writes the command reference of README.md from the program's own help.
+
+python -m tests.write_reference
+"""
+
+from pathlib import Path
+
+import click
+
+from vlmbatch.cli import main
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->"
+WIDTH = 100
+
+
+def reference() -> str:
+    """The help of every command, as Markdown."""
+    pages = []
+    for name, command in main.commands.items():
+        context = click.Context(command, info_name=f"vlmbatch {name}", max_content_width=WIDTH)
+        context.terminal_width = WIDTH
+        pages.append(f"```\n{command.get_help(context)}\n```\n")
+    return "\n".join(pages)
+
+
+def with_reference(readme: str) -> str:
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}{reference()}{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(with_reference(README.read_text()))
