@@ -340,6 +340,7 @@ class Driver:
                 self._executor.send(name, Drain(DRAIN_SECONDS if self._signals else 1.0))
             else:
                 self._executor.kill(name)
+                state.ended = True
         until = time.monotonic() + DRAIN_SECONDS + DRAIN_GRACE_SECONDS
         while self._workers and time.monotonic() < until and self._signals < 2:
             for event in self._events(0.1):

@@ -279,7 +279,6 @@ def _connect(address: str | None, workers: int) -> None:
         )
     if address != "auto":
         _check_reachable(address)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else warnings go to stderr
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
