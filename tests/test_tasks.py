@@ -29,7 +29,7 @@ def row(images: int = 1, problem: str | None = None, **fields: Any) -> Row:
 def planned(row: Row, *specs: TaskSpec | str) -> list[tuple[Request, Failure | None]]:
     tasks = [make_task(TaskSpec(name=s) if isinstance(s, str) else s) for s in specs]
     found = requests_of(row, tasks, Plain(), system="be brief", sampling=Sampling(seed=3))
-    pairs = [item if isinstance(item, tuple) else (item, None) for item in found]
+    pairs = [(item, item.problem) for item in found]
     assert [request.request for request, _ in pairs] == list(range(len(pairs)))
     assert all(r.row == 5 and r.sample == 0 for r, _ in pairs)
     assert all(r.system == "be brief" and r.sampling.seed == 3 for r, _ in pairs)
@@ -227,10 +227,10 @@ def test_any_row_can_be_planned_for_any_family(fields, images, names, family):
     found = requests_of(
         Row(5, "id5", refs, fields), tasks, wording, system=None, sampling=Sampling()
     )
-    requests = [item[0] if isinstance(item, tuple) else item for item in found]
+    requests = found
     assert [r.request for r in requests] == list(range(len(requests)))
     assert [r.task for r in requests] == sorted((r.task for r in requests), key=names.index)
     for item in found:
-        assert isinstance(item, tuple) or item.prompt
+        assert item.problem or item.prompt
     unasked = set(names) - {r.task for r in requests}
     assert unasked <= {"vqa", "ground"}  # only an empty list asks nothing

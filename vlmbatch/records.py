@@ -108,6 +108,8 @@ class Request:
     images: tuple[LoadedImage, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     fields: Mapping[str, Any] = field(default_factory=dict)
+    problem: Failure | None = None
+    """Why this cannot be asked; then it goes to no engine."""
 
 
 @dataclass(frozen=True, slots=True)

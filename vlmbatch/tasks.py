@@ -95,12 +95,12 @@ def requests_of(
     *,
     system: str | None,
     sampling: Sampling,
-) -> list[Request | tuple[Request, Failure]]:
-    """The row's requests, numbered from 0; one that cannot be asked comes with its failure.
+) -> list[Request]:
+    """The row's requests, numbered from 0; one that cannot be asked says why in ``problem``.
 
     An empty list means that nothing is asked about this row (all question lists are empty).
     """
-    found: list[Request | tuple[Request, Failure]] = []
+    found: list[Request] = []
     for task in tasks:
         for ask, failure in _asks(task, row):
             prompt, question, problem = "", ask.question, failure
@@ -109,20 +109,22 @@ def requests_of(
                     prompt, question = _worded(task, ask, row, family)
                 except RequestFailed as error:
                     problem = error.failure
-            request = Request(
-                row=row.row,
-                request=len(found),
-                sample=0,
-                task=task.name,
-                kind=task.kind,
-                prompt=prompt,
-                question=question,
-                system=system,
-                labels=ask.labels,
-                sampling=sampling,
-                fields=row.fields,
+            found.append(
+                Request(
+                    row=row.row,
+                    request=len(found),
+                    sample=0,
+                    task=task.name,
+                    kind=task.kind,
+                    prompt=prompt,
+                    question=question,
+                    system=system,
+                    labels=ask.labels,
+                    sampling=sampling,
+                    fields=row.fields,
+                    problem=problem,
+                )
             )
-            found.append(request if problem is None else (request, problem))
     return found
 
 

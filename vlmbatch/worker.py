@@ -10,36 +10,30 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from vlmbatch import __version__
+from vlmbatch.answering import Answering
 from vlmbatch.engines import make_engine
 from vlmbatch.errors import (
     EngineDead,
-    ErrorCode,
-    Failure,
     ManifestError,
-    RequestFailed,
-    Stage,
     VlmbatchError,
     WorkerRefused,
 )
-from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget
-from vlmbatch.images.fetch import reference
 from vlmbatch.images.load import ImageLoader, Limits
 from vlmbatch.manifest import Manifest, RowStream
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Message, Progress, Ready, Setup, Work
-from vlmbatch.records import Completion, Range, Request, Result, Row
+from vlmbatch.records import Range, Result, Row
 from vlmbatch.resolve import Asking, asking_of
 from vlmbatch.results.files import write_shard
 from vlmbatch.results.output import Output
@@ -48,15 +42,13 @@ from vlmbatch.results.schema import to_batch
 from vlmbatch.results.store import LocalStore
 from vlmbatch.run_file import RunFile, read_run_file
 from vlmbatch.scheduler import Mode
-from vlmbatch.tasks import requests_of
 
 log = logging.getLogger(__name__)
 
 READ_ROWS = 64
+READ_BYTES = 8 * 2**20
 LOADING_ROWS = 32
 SHARD_BYTES = 64 * 2**20
-ATTEMPTS = 3
-BACKOFF_SECONDS = 0.5
 PROGRESS_SECONDS = 2.0
 
 
@@ -100,7 +92,7 @@ class Worker:
         self._engine = make_engine(job, self._run_file.model)
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="load")
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
-        self._loader = ImageLoader(
+        loader = ImageLoader(
             base=self._manifest.folder,
             budget=ByteBudget(job.image_memory),
             executor=self._threads,
@@ -108,13 +100,11 @@ class Worker:
             target=self._asking.family.target,
         )
         self._stream = RowStream(self._manifest, self._asking.columns)
-        self._failed = FailedResults(self._output(), set(setup.codes)) if setup.retry else None
+        failed = FailedResults(self._output(), set(setup.codes)) if setup.retry else None
+        self._answering = Answering(self._asking, loader, self._engine, failed)
         self._open: dict[int, OpenLease] = {}
         self._rows: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Semaphore(LOADING_ROWS)
-        self._answered = 0
-        self._asked = 0
-        self._tokens = 0
         self._end: asyncio.Future[None] | None = None
 
     def _output(self) -> Output:
@@ -196,7 +186,10 @@ class Worker:
     def progress(self) -> Progress:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         finished = sum(len(lease.answered) for lease in self._open.values())
-        return Progress(self._answered, finished, len(self._rows), self._tokens, self._asked, peak)
+        asked = self._answering.asked
+        return Progress(
+            asked.answered, finished, len(self._rows), asked.tokens, asked.in_engine, peak
+        )
 
     # feeding
 
@@ -218,16 +211,16 @@ class Worker:
     async def _one_row(self, lease: OpenLease, row: Row) -> None:
         """A suspect row, with nothing else in flight: committed before the next one starts."""
         if lease.work.mode == Mode.CONDEMNED:
-            results = self._condemned(row)
+            results = self._answering.condemned(row)
         else:
             await self._loading.acquire()
-            results = await self._results_of(row)
+            results = await self._answering.results_of(row, loaded=self._loading.release)
         self._take(lease, row.row, results)
         await self._commit(lease)
 
     async def _row_task(self, lease: OpenLease, row: Row) -> None:
         try:
-            results = await self._results_of(row)
+            results = await self._answering.results_of(row, loaded=self._loading.release)
         finally:
             self._in_flight.release()
         self._take(lease, row.row, results)
@@ -240,132 +233,11 @@ class Worker:
         rows = self._stream.rows(wanted)
         while True:
             some = await loop.run_in_executor(self._reader, partial(_some, rows))
-            for row in some:
-                yield row
-            if len(some) < READ_ROWS:
+            if not some:
                 return
-
-    # one row
-
-    async def _results_of(self, row: Row) -> list[Result]:
-        """All results of the row, in the order of its requests; a failure is a result too.
-
-        Holds one place of ``_loading`` when called, and gives it back when the images are there.
-        """
-        loading = contextlib.ExitStack()
-        loading.callback(self._loading.release)
-        with loading:
-            planned = self._plan(row)
-            open_requests = [item for item in planned if isinstance(item, Request)]
-            if not open_requests:
-                return [self._failed_result(row, *item) for item in planned]  # type: ignore[misc]
-            try:
-                loaded = await self._loader.load(row.images)
-            except RequestFailed as error:
-                return [
-                    self._failed_result(row, item, error.failure)
-                    if isinstance(item, Request)
-                    else self._failed_result(row, *item)
-                    for item in planned
-                ]
-            loading.close()
-            with loaded:
-                return list(
-                    await asyncio.gather(
-                        *(
-                            self._answer(row, replace(item, images=loaded.images))
-                            if isinstance(item, Request)
-                            else _ready(self._failed_result(row, *item))
-                            for item in planned
-                        )
-                    )
-                )
-
-    def _plan(self, row: Row) -> list[Request | tuple[Request, Failure]]:
-        asking = self._asking
-        planned = requests_of(
-            row,
-            asking.tasks,
-            asking.family,
-            system=asking.system,
-            sampling=asking.sampling,
-        )
-        if not planned:
-            failure = Failure(ErrorCode.BAD_ROW, Stage.ROW, "nothing is asked about this row")
-            task = asking.tasks[0]
-            nothing = Request(row.row, 0, 0, task.name, task.kind, "", None)
-            planned = [(nothing, failure)]
-        if self._failed is not None:
-            wanted = self._failed.keys(row.row)
-            planned = [p for p in planned if _key(p) in wanted]
-        return planned
-
-    async def _answer(self, row: Row, request: Request) -> Result:
-        asking, attempt = self._asking, 0
-        completion: Completion | None = None
-        while True:
-            attempt += 1
-            try:
-                self._asked += 1
-                try:
-                    completion = await self._engine.generate(request)
-                    self._tokens += completion.completion_tokens or 0
-                finally:
-                    self._asked -= 1
-                answer = asking.family.read(
-                    request.kind,
-                    completion.text,
-                    labels=request.labels,
-                    image=request.images[0],
-                )
-                break
-            except RequestFailed as error:
-                failure = error.failure
-                if failure.retryable and attempt < ATTEMPTS:
-                    wait = BACKOFF_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-                    await asyncio.sleep(wait)
-                    continue
-                result = self._failed_result(row, request, failure)
-                return _seen(replace(result, completion=completion, attempts=attempt), request)
-            finally:
-                self._answered += 1
-        result = replace(
-            self._bare_result(row, request),
-            answer=answer,
-            completion=completion,
-            attempts=attempt,
-        )
-        return _seen(result, request)
-
-    def _condemned(self, row: Row) -> list[Result]:
-        failure = Failure(
-            ErrorCode.ENGINE_CRASH,
-            Stage.GENERATE,
-            "the worker died twice while it worked on this row alone",
-        )
-        return [
-            replace(self._failed_result(row, item, failure), attempts=2)
-            if isinstance(item, Request)
-            else self._failed_result(row, *item)
-            for item in self._plan(row)
-        ]
-
-    def _failed_result(self, row: Row, request: Request, failure: Failure) -> Result:
-        return replace(self._bare_result(row, request), failure=failure)
-
-    def _bare_result(self, row: Row, request: Request) -> Result:
-        references = tuple(reference(image) for image in row.images)
-        return Result(
-            row=row.row,
-            id=row.id,
-            task=request.task,
-            request=request.request,
-            sample=request.sample,
-            question=request.question,
-            image=references[0] if references else None,
-            images=references if len(references) > 1 else None,
-            carried={name: row.fields.get(name) for name in self._asking.carried},
-        )
+            some.reverse()
+            while some:  # a row's bytes are let go as soon as it has its images
+                yield some.pop()
 
     # committing
 
@@ -416,30 +288,16 @@ class Worker:
             await self._commit(lease)
 
 
-async def _ready(result: Result) -> Result:
-    return result
-
-
 def _some(rows: Iterator[Row]) -> list[Row]:
-    """The next READ_ROWS rows, or what is left."""
-    some = []
+    """The next rows, few enough to be held while they wait; none where none is left."""
+    some: list[Row] = []
+    size = 0
     for row in rows:
         some.append(row)
-        if len(some) == READ_ROWS:
+        size += sum(len(image.data or b"") for image in row.images)
+        if len(some) == READ_ROWS or size >= READ_BYTES:
             break
     return some
-
-
-def _key(planned: Request | tuple[Request, Failure]) -> tuple[int, int]:
-    request = planned if isinstance(planned, Request) else planned[0]
-    return request.request, request.sample
-
-
-def _seen(result: Result, request: Request) -> Result:
-    """The result with the sizes of the first image."""
-    image = request.images[0]
-    given = Size(image.pixels.width, image.pixels.height)
-    return replace(result, image_size=image.size, model_image_size=given)
 
 
 def _size(result: Result) -> int:

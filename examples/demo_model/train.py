@@ -42,6 +42,7 @@ from shapes import (
     easy_pairs,
     easy_picture,
     locate_pair,
+    matches,
     near_colour,
     scene_pairs,
     scene_picture,
@@ -193,6 +194,32 @@ class Batch:
     target: Tensor  # the id to predict here, or -100
     weight: Tensor
     kind: Tensor  # index into KINDS where there is a target
+    named: Tensor  # how many shapes the name that ends here fits, or -100
+    named_box: Tensor  # pictures x length x 4; the box of the only shape that fits, or -100
+
+
+class NameHeads(nn.Module):
+    """Reads off a name's last token, half-way up the text tower, what the name fits.
+
+    In training only: it teaches the tower to look a name up in the picture before the answer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.count = nn.Linear(WIDTH, 5)
+        self.edges = nn.Linear(WIDTH, 4 * (GRID + 1))
+
+    def losses(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, float, float]:
+        """The loss, and the shares of right counts and of edges at most one bin off."""
+        keep = batch.named != IGNORED
+        x, count, box = self.norm(hidden[keep]), batch.named[keep], batch.named_box[keep]
+        counts = self.count(x)
+        one = box[:, 0] != IGNORED
+        edges, box = self.edges(x[one]).view(-1, GRID + 1), box[one].view(-1)
+        loss = F.cross_entropy(counts, count) + soft_loss(edges, box).mean()
+        right = (counts.argmax(-1) == count).float().mean().item()
+        return loss, right, ((edges.argmax(-1) - box).abs() <= 1).float().mean().item()
 
 
 KINDS = ("short", "detailed", "vqa", "locate", "detect")
@@ -241,7 +268,7 @@ class Packer:
     ) -> Batch:
         """Sequences of `length` tokens for the first `asked` pictures; the rest is only seen."""
         rows = [
-            self._row(self.pairs(shapes, easy, rng), length, rng)
+            self._row(shapes, self.pairs(shapes, easy, rng), length, rng)
             for _, shapes, easy in pictures[:asked]
         ]
         columns = [torch.tensor(np.array(column)) for column in zip(*rows, strict=True)]
@@ -252,12 +279,32 @@ class Packer:
             *columns,
         )
 
+    def _names(self, asked: list[int], shapes: list[Shape]) -> Iterator[tuple[int, list[Shape]]]:
+        """Where in a question the name of a colour, a form or both ends, and what it fits."""
+        words = [self.word(token) for token in asked]
+        for place, word in enumerate(words):
+            before = words[place - 1] if place and words[place - 1] in COLOURS else ""
+            if word in (*FORMS, "square", "shape", "object"):
+                yield place, matches(shapes, f"{before} {word}")
+            elif word in COLOURS and words[place + 1] not in (*FORMS, "square", "shape", "object"):
+                yield place, matches(shapes, word)
+
+    @lru_cache(maxsize=10_000)  # noqa: B019
+    def word(self, token: int) -> str:
+        return self.words.convert_ids_to_tokens(token).strip("Ġ").removesuffix("s")
+
     def _row(
-        self, pairs: list[tuple[str, Pair]], length: int, rng: random.Random
-    ) -> tuple[list[int], list[int], list[int], list[int], list[float], list[int]]:
+        self,
+        shapes: list[Shape],
+        pairs: list[tuple[str, Pair]],
+        length: int,
+        rng: random.Random,
+    ) -> tuple[list, ...]:
+        """One sequence, column by column as in Batch from `ids` on."""
         ids = list(self.prefix)
         segment, position = [0] * len(ids), list(range(len(ids)))
         target, weight, kinds = [IGNORED] * len(ids), [0.0] * len(ids), [0] * len(ids)
+        named, boxes = [IGNORED] * length, [[IGNORED] * 4 for _ in range(length)]
         for number, (kind, (question, answer)) in enumerate(pairs, 1):
             if rng.random() < 0.15:
                 question = question[0].upper() + question[1:]
@@ -265,6 +312,10 @@ class Packer:
             said = [*self.ids(answer), self.end]
             if len(ids) + len(asked) + len(said) - 1 > length:
                 continue
+            for place, fits in self._names(asked, shapes):
+                named[len(ids) + place] = len(fits)
+                if len(fits) == 1:
+                    boxes[len(ids) + place] = list(fits[0].box)
             ids += asked + said[:-1]
             size = len(asked) + len(said) - 1
             segment += [number] * size
@@ -281,6 +332,8 @@ class Packer:
             target + [IGNORED] * short,
             weight + [0.0] * short,
             kinds + [0] * short,
+            named,
+            boxes,
         )
 
 
@@ -315,6 +368,13 @@ def image_tokens(model: Idefics3ForConditionalGeneration, pixels: Tensor) -> Ten
 
 def answer_logits(model: Idefics3ForConditionalGeneration, tokens: Tensor, batch: Batch) -> Tensor:
     """Logits at the places that have a target, in reading order."""
+    return read(model, tokens, batch)[0]
+
+
+def read(
+    model: Idefics3ForConditionalGeneration, tokens: Tensor, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Logits at the places that have a target, and all hidden states half-way up."""
     text = model.model.text_model
     first = PREFIX.split("<image>")[0].count("<") + 2  # <|im_start|> User : <fake> <global-img>
     x = text.embed_tokens(batch.ids)
@@ -322,13 +382,18 @@ def answer_logits(model: Idefics3ForConditionalGeneration, tokens: Tensor, batch
     here, there = batch.segment[:, :, None], batch.segment[:, None, :]
     seen = ((there == 0) | (here == there)).tril()
     mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    middle: list[Tensor] = []
+    hook = text.layers[len(text.layers) // 2 - 1].register_forward_hook(
+        lambda _module, _inputs, output: middle.append(output)
+    )
     hidden = text(
         inputs_embeds=x,
         attention_mask=mask[:, None],
         position_ids=batch.position,
         use_cache=False,
     ).last_hidden_state
-    return model.lm_head(hidden[batch.target != IGNORED])
+    hook.remove()
+    return model.lm_head(hidden[batch.target != IGNORED]), middle[0]
 
 
 def text_loss(logits: Tensor, batch: Batch, locs: tuple[int, int]) -> Tensor:
@@ -403,10 +468,10 @@ def train(args: argparse.Namespace) -> None:
     packer = Packer(processor)
     locs = tuple(processor.tokenizer.convert_tokens_to_ids(["<loc_0>", f"<loc_{GRID}>"]))
     locs = (locs[0], locs[1] + 1)
-    model, heads = make_model(processor), DenseHeads()
+    model, heads, names = make_model(processor), DenseHeads(), NameHeads()
     seed_vision(model)
     dense_only = args.stage == "dense"
-    params = list(model.parameters()) + list(heads.parameters())
+    params = [p for part in (model, heads, names) for p in part.parameters()]
     decayed = [p for p in params if p.ndim >= 2]
     rest = [p for p in params if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -422,12 +487,14 @@ def train(args: argparse.Namespace) -> None:
         state = torch.load(state_file)
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
+        names.load_state_dict(state.get("names", names.state_dict()))
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     elif args.init:
         state = torch.load(args.work / f"{args.init}.pt")
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
+        names.load_state_dict(state.get("names", names.state_dict()))
         if args.init == "dense":
             seed_words(model, heads.directions(processor))
         if args.keep_optimizer:
@@ -445,19 +512,20 @@ def train(args: argparse.Namespace) -> None:
         "scenes": [packer.batch(scenes[i : i + 32], 512, rng) for i in (0, 32)],
     }
     began, since = time.perf_counter(), time.perf_counter()
-    run = model
     for step in range(start, args.steps):
         share = rate(step, args.steps, args.warmup, args.decay)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * share
         batch = next(loader)
-        tokens = image_tokens(run, batch.pixels)
+        tokens = image_tokens(model, batch.pixels)
         dense, right = heads.losses(tokens, batch.dense)
         loss = dense
-        words = torch.zeros(())
+        words, found = torch.zeros(()), []
         if not dense_only:
-            words = text_loss(answer_logits(run, tokens[: args.batch], batch), batch, locs)
-            loss = words + args.dense_weight * dense
+            logits, middle = read(model, tokens[: args.batch], batch)
+            words = text_loss(logits, batch, locs)
+            name_loss, *found = names.losses(middle, batch)
+            loss = words + args.dense_weight * dense + args.name_weight * name_loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
@@ -468,6 +536,7 @@ def train(args: argparse.Namespace) -> None:
                 "step": step + 1,
                 "dense": round(dense.item(), 4),
                 "text": round(words.item(), 4),
+                "names": [round(share, 3) for share in found],
                 "pictures/s": round(args.batch * args.log / took, 1),
                 "seconds": round(time.perf_counter() - began),
             }
@@ -478,6 +547,7 @@ def train(args: argparse.Namespace) -> None:
             if not dense_only:
                 print({k: watch(model, v, locs) for k, v in checks.items()}, flush=True)
             state = {"model": model.state_dict(), "heads": heads.state_dict(), "step": step + 1}
+            state["names"] = names.state_dict()
             torch.save(state | {"optimizer": optimizer.state_dict()}, state_file)
     print(f"{args.stage}: {time.perf_counter() - began:.0f} s", flush=True)
     if args.export:
@@ -499,6 +569,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--decay", type=int, default=200)
     parser.add_argument("--dense-weight", type=float, default=0.3)
+    parser.add_argument("--name-weight", type=float, default=0.5)
     parser.add_argument("--log", type=int, default=20)
     parser.add_argument("--save", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
