@@ -44,8 +44,9 @@ def table(request: pytest.FixtureRequest) -> Iterator[None]:
     """The counts of all kill runs, printed at the end."""
     yield
     capture = request.config.pluginmanager.get_plugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("", KillReport.HEADER, *REPORTS, sep="\n")
+    if REPORTS:
+        with capture.global_and_fixture_disabled():
+            print("", KillReport.HEADER, *REPORTS, sep="\n")
 
 
 def kill_and_finish(

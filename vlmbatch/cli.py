@@ -18,7 +18,7 @@ from vlmbatch.errors import UsageError, VlmbatchError
 
 if TYPE_CHECKING:
     from vlmbatch.job import JobSpec
-    from vlmbatch.run import Summary
+    from vlmbatch.summary import Summary
 
 
 def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from vlmbatch.results.store import LocalStore
 from vlmbatch.run_file import now
+from vlmbatch.terminal import say
 
 if TYPE_CHECKING:
     from vlmbatch.driver import Tally, WorkerState
@@ -47,7 +47,7 @@ class ProgressReport:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
-            _print(text)
+            say(text)
 
     def update(self, tally: Tally, workers: Mapping[str, WorkerState]) -> None:
         """Call often; it looks at the clock by itself."""
@@ -58,7 +58,7 @@ class ProgressReport:
             self._bar.refresh()
         elif at >= self._next_line:
             self._next_line = at + LINE_SECONDS
-            _print(self._line(tally, workers))
+            say(self._line(tally, workers))
         if at >= self._next_status:
             self._next_status = at + STATUS_SECONDS
             self.write_status("running", tally, workers)
@@ -112,11 +112,6 @@ class ProgressReport:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _print(text: str) -> None:
-    with contextlib.suppress(OSError):  # who closed stderr does not want to read
-        print(text, file=sys.stderr, flush=True)
 
 
 def _finished(tally: Tally, workers: Mapping[str, WorkerState]) -> int:

@@ -6,16 +6,16 @@ import contextlib
 import os
 import re
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.driver import Driver, Interrupted, Tally, TooManyFailures
+from vlmbatch.driver import Driver, Interrupted, TooManyFailures
 from vlmbatch.engines import asked_args, check_args
 from vlmbatch.errors import OutputNotOurs, RunStopped, UsageError
 from vlmbatch.executors import Executor
+from vlmbatch.executors.choice import NoWorkers, check_executor, choose_executor, make_executor
 from vlmbatch.job import JobSpec, check_same_ask
 from vlmbatch.manifest import Manifest, open_manifest
 from vlmbatch.progress import ProgressReport
@@ -25,66 +25,17 @@ from vlmbatch.results.files import Counts
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
-from vlmbatch.results.store import LocalStore, reported
+from vlmbatch.results.store import LocalStore
 from vlmbatch.run_file import RunFile, new_run_id, now, read_run_file, write_run_file
-
-INTERRUPTED, TOO_MANY_FAILED = 130, 3
-
-
-@dataclass(slots=True)
-class Summary:
-    """What a run prints at its end. ``rows`` = ``ok`` + ``failed`` + ``skipped``, unless the run
-    was stopped; then ``rows`` are still those of the manifest and ``left`` were not reached."""
-
-    rows: int
-    requests: int
-    ok: int
-    failed: int
-    skipped: int
-    left: int
-    failures: dict[str, int]
-    truncated: int
-    seconds: float
-    rows_per_second: float
-    prompt_tokens: int
-    completion_tokens: int
-    model: str
-    engine: str
-    executor: str
-    workers: int
-    worker_deaths: int
-    output: str
-    resumed: bool
-    exit_code: int
-    warnings: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def as_text(self) -> str:
-        """For a person."""
-        ends = {0: "done", INTERRUPTED: "interrupted", TOO_MANY_FAILED: "too many rows failed"}
-        left = f", {self.left:,} left" if self.left else ""
-        lines = [
-            f"{ends.get(self.exit_code, 'stopped')}: {self.rows:,} rows = {self.ok:,} ok + "
-            f"{self.failed:,} failed + {self.skipped:,} answered earlier{left}",
-            f"  {self.requests:,} answers in {self.seconds:.1f} s ({self.rows_per_second:,.1f} "
-            f"rows/s), {self.completion_tokens:,} tokens, by {self.model} ({self.engine})",
-            f"  in {self.output}",
-        ]
-        for code, count in self.failures.items():
-            lines.insert(-1, f"    {count:>9,}  {code}")
-        if self.failed:
-            lines.append(f"  to ask the failed ones again: vlmbatch retry {self.output}")
-        if self.left:
-            lines.append("  to go on: the same command again")
-        return "\n".join(lines)
+from vlmbatch.summary import INTERRUPTED, TOO_MANY_FAILED, Summary, summarise
+from vlmbatch.terminal import say, stdout_to
 
 
 def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -> Summary:
     """The main job. Run again to resume."""
-    _check_executor(job)
+    check_executor(job)
     store = LocalStore(output_folder(job))
+    job = job.model_copy(update={"manifest": [_absolute(path) for path in job.manifest]})
     if not overwrite:
         check_ours(store)
     stored = None if overwrite else read_run_file(store)
@@ -96,14 +47,15 @@ def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -
         check_same_ask(stored.ask, resolved.ask, retry_with=_elsewhere(command, store.folder))
         _check_same_reading(stored.read, resolved.read)
     store.make()
-    with store.lock(), _stdout_to(store.logs / "stdout.log") as say:
+    with store.lock(), stdout_to(store.logs / "stdout.log"):
         stored = None if overwrite else read_run_file(store)  # as it is now that it is ours
         run_file = _run_file(resolved, manifest, stored)
-        if overwrite:
-            _delete_results(store)
         output = _output(store, run_file, manifest)
-        run_file = replace(run_file, epoch=max(run_file.epoch, output.view().epoch) + 1)
+        epoch = 0 if overwrite else output.view().epoch
+        run_file = replace(run_file, epoch=max(run_file.epoch, epoch) + 1)
         write_run_file(store, run_file)
+        if overwrite:  # what is there belongs to another run from now on
+            _delete_results(store)
         store.clean_tmp()
         output.delete_strays()
         return _work(
@@ -112,7 +64,6 @@ def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -
             manifest,
             pending=_pending(output, manifest, run_file.spec.limit),
             resumed=stored is not None,
-            say=say,
         )
 
 
@@ -134,7 +85,7 @@ def retry(
     if asked_args(engine) != asked_args(job.engine):
         raise UsageError("that --engine-arg changes the answers; a retry asks the same again")
     job = job.model_copy(update={**changes, "engine": engine})
-    _check_executor(job)
+    check_executor(job)
     manifest = open_manifest(job.manifest, stored.manifest)
     if manifest.identity != stored.ask["manifest"]:
         raise UsageError(
@@ -142,7 +93,7 @@ def retry(
             hint="restore it; its rows are what the failed results are about",
         )
     store.make()
-    with store.lock(), _stdout_to(store.logs / "stdout.log") as say:
+    with store.lock(), stdout_to(store.logs / "stdout.log"):
         stored = read_run_file(store) or stored
         output = _output(store, stored, manifest)
         epoch = max(stored.epoch, output.view().epoch) + 1
@@ -158,7 +109,6 @@ def retry(
             manifest,
             pending=pending,
             resumed=True,
-            say=say,
             retry_codes=codes,
         )
 
@@ -180,22 +130,21 @@ def _work(
     *,
     pending: list[Range],
     resumed: bool,
-    say: _Say,
     retry_codes: tuple[str, ...] | None = None,
 ) -> Summary:
     """Run what is pending, gather, and sum up."""
     job = run_file.spec
     before = output.counts()
     todo = sum(map(len, pending))
-    name, workers = _choose_executor(job, todo)
+    name, workers = choose_executor(job, todo)
     for warning in run_file.warnings:
-        say.note(f"Warning: {warning}")
+        say(f"Warning: {warning}")
     total = min(manifest.rows, job.limit or manifest.rows)
     skipped = total - todo if retry_codes is None else 0
-    executor: Executor = _NoWorkers()
+    executor: Executor = NoWorkers()
     if todo:
-        executor, workers = _make_executor(name, job, output.store, workers, todo)
-    _announce(say, run_file, manifest, todo, skipped, name, workers, output)
+        executor, workers = make_executor(name, job, output.store, workers, todo)
+    _announce(run_file, manifest, todo, skipped, name, workers, output)
     report = ProgressReport(output.store, total=todo, skipped=skipped, label=job.tasks[0].name)
     driver = Driver(
         output=output,
@@ -232,7 +181,7 @@ def _work(
     warnings = list(run_file.warnings)
     if state == "finished" and retry_codes is None:
         warnings += _about_the_manifest(output, total)
-    return _summary(
+    return summarise(
         run_file,
         driver.tally,
         before,
@@ -260,57 +209,6 @@ def _about_the_manifest(output: Output, rows: int) -> list[str]:
     return [f"{repeated:,} {has} the id of an earlier row{among}: tell them apart by `row`"]
 
 
-def _summary(
-    run_file: RunFile,
-    tally: Tally,
-    before: Counts,
-    after: Counts,
-    *,
-    rows: int,
-    skipped: int,
-    executor: str,
-    workers: int,
-    output: str,
-    resumed: bool,
-    code: int,
-    is_retry: bool,
-    warnings: list[str],
-) -> Summary:
-    done = tally.counts if is_retry else after.minus(before)
-    if before.failed_rows and not is_retry:
-        warnings.append(
-            f"{before.failed_rows:,} rows failed in an earlier run; to ask them again: "
-            f"vlmbatch retry {shlex.quote(output)}"
-        )
-    if done.truncated:
-        warnings.append(
-            f"{done.truncated:,} answers were cut at --max-tokens (finish_reason is 'length')"
-        )
-    return Summary(
-        rows=rows,
-        requests=done.requests,
-        ok=done.rows - done.failed_rows,
-        failed=done.failed_rows,
-        skipped=skipped,
-        left=max(0, rows - done.rows - skipped),
-        failures=dict(done.failures.most_common()),
-        truncated=done.truncated,
-        seconds=round(tally.seconds, 3),
-        rows_per_second=round(done.rows / tally.seconds, 2) if tally.seconds else 0.0,
-        prompt_tokens=done.prompt_tokens,
-        completion_tokens=done.completion_tokens,
-        model=run_file.model["label"],
-        engine=run_file.spec.engine.name,
-        executor=executor,
-        workers=workers,
-        worker_deaths=tally.deaths,
-        output=output,
-        resumed=resumed,
-        exit_code=code,
-        warnings=warnings,
-    )
-
-
 def _too_many_failed(counts: Counts, rate: float) -> bool:
     return counts.failed_rows > rate * counts.rows
 
@@ -331,6 +229,11 @@ def _gather(output: Output, *, whole_only: bool) -> None:
         has_part = number in view.parts
         if gapless and (not whole_only or has_part or inside[0] == window):
             output.gather(number, view)
+
+
+def _absolute(path: str) -> str:
+    """So that a resume from another folder means the same manifest."""
+    return path if "://" in path else os.path.abspath(path)
 
 
 def _same_listing(job: JobSpec, stored: RunFile | None) -> dict[str, Any] | None:
@@ -369,7 +272,6 @@ def _delete_results(store: LocalStore) -> None:
     for path in [*store.folder.glob("part-*.parquet"), *store.shards.glob("*.arrow")]:
         store.delete(path)
     store.delete(store.ours / "status.json")
-    store.delete(store.ours / "run.json")
 
 
 def _check_same_reading(stored: dict[str, Any], current: dict[str, Any]) -> None:
@@ -393,103 +295,7 @@ def _elsewhere(command: Sequence[str], folder: Path) -> str:
     return shlex.join(["vlmbatch", *words, "-o", f"{str(folder).rstrip('/')}-2"])
 
 
-def _choose_executor(job: JobSpec, rows: int) -> tuple[str, int]:
-    workers = job.workers or max(1, usable_gpus() // job.gpus_per_worker)
-    name = job.executor
-    if name == "auto":
-        name = "ray" if workers > 1 or job.ray_address else "local"
-    return name, max(1, min(workers, rows))
-
-
-def _check_executor(job: JobSpec) -> None:
-    if job.executor == "local" and job.ray_address:
-        raise UsageError(
-            "--ray-address is given, and --executor local does not use Ray",
-            hint="leave one of the two out",
-        )
-
-
-def usable_gpus() -> int:
-    """How many GPUs a worker could take here; none where there is no NVIDIA driver."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
-def _make_executor(
-    name: str, job: JobSpec, store: LocalStore, workers: int, rows: int
-) -> tuple[Executor, int]:
-    """The executor, and how many workers it is to start: a cluster knows its own GPUs."""
-    if name == "local":
-        from vlmbatch.executors.local import LocalExecutor
-
-        local = LocalExecutor(
-            store.logs,
-            workers=workers,
-            gpus=usable_gpus(),
-            gpus_per_worker=job.gpus_per_worker,
-        )
-        return local, workers
-    try:
-        from vlmbatch.executors.ray import RayExecutor
-    except ImportError as error:
-        raise UsageError(f"Ray cannot be imported ({error})", hint="pip install vlmbatch") from None
-    cluster = RayExecutor(
-        address=job.ray_address,
-        workers=None if job.ray_address and job.workers is None else workers,
-        gpus_per_worker=job.gpus_per_worker,
-    )
-    return cluster, min(cluster.workers, rows)
-
-
-class _NoWorkers:
-    """The executor of a run with nothing to do."""
-
-    def __init__(self) -> None:
-        from queue import SimpleQueue
-
-        self.events: SimpleQueue[Any] = SimpleQueue()
-
-    def start(self, setup: Any) -> None:
-        raise AssertionError("nothing to do")
-
-    def send(self, worker: str, message: Any) -> None: ...
-
-    def kill(self, worker: str) -> None: ...
-
-    def free(self) -> str:
-        return ""
-
-    def close(self) -> None: ...
-
-
-class _Say:
-    """Words to the person who started the run: stderr, whatever descriptor 1 is meanwhile."""
-
-    def note(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # who closed stderr does not want to read
-            print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _stdout_to(path: Path) -> Iterator[_Say]:
-    """Descriptor 1 of this process and its children goes to a log, so that what an engine or Ray
-    prints never mixes with the summary."""
-    sys.stdout.flush()
-    real = os.dup(1)
-    with reported(path), open(path, "ab") as log_file:
-        os.dup2(log_file.fileno(), 1)
-    try:
-        yield _Say()
-    finally:
-        sys.stdout.flush()
-        os.dup2(real, 1)
-        os.close(real)
-
-
 def _announce(
-    say: _Say,
     run_file: RunFile,
     manifest: Manifest,
     todo: int,
@@ -500,7 +306,7 @@ def _announce(
 ) -> None:
     job = run_file.spec
     files = len(manifest.files)
-    say.note(
+    say(
         f"{manifest.rows:,} rows in {files} file{'s' if files != 1 else ''}, "
         f"{skipped:,} answered, {todo:,} to do; "
         f"{' + '.join(task.name for task in job.tasks)} by {run_file.model['label']} "

@@ -1,0 +1,116 @@
+"""What a run prints at its end, for a person and as JSON."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vlmbatch.driver import Tally
+from vlmbatch.results.files import Counts
+from vlmbatch.run_file import RunFile
+
+INTERRUPTED, TOO_MANY_FAILED = 130, 3
+"""Exit codes."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run prints at its end. ``rows`` = ``ok`` + ``failed`` + ``skipped``, unless the run
+    was stopped; then ``rows`` are still those of the manifest and ``left`` were not reached."""
+
+    rows: int
+    requests: int
+    ok: int
+    failed: int
+    skipped: int
+    left: int
+    failures: dict[str, int]
+    truncated: int
+    seconds: float
+    rows_per_second: float
+    prompt_tokens: int
+    completion_tokens: int
+    model: str
+    engine: str
+    executor: str
+    workers: int
+    worker_deaths: int
+    output: str
+    resumed: bool
+    exit_code: int
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """For a person."""
+        ends = {0: "done", INTERRUPTED: "interrupted", TOO_MANY_FAILED: "too many rows failed"}
+        left = f", {self.left:,} left" if self.left else ""
+        lines = [
+            f"{ends.get(self.exit_code, 'stopped')}: {self.rows:,} rows = {self.ok:,} ok + "
+            f"{self.failed:,} failed + {self.skipped:,} answered earlier{left}",
+            f"  {self.requests:,} answers in {self.seconds:.1f} s ({self.rows_per_second:,.1f} "
+            f"rows/s), {self.completion_tokens:,} tokens, by {self.model} ({self.engine})",
+            f"  in {self.output}",
+        ]
+        for code, count in self.failures.items():
+            lines.insert(-1, f"    {count:>9,}  {code}")
+        if self.failed:
+            lines.append(f"  to ask the failed ones again: vlmbatch retry {self.output}")
+        if self.left:
+            lines.append("  to go on: the same command again")
+        return "\n".join(lines)
+
+
+def summarise(
+    run_file: RunFile,
+    tally: Tally,
+    before: Counts,
+    after: Counts,
+    *,
+    rows: int,
+    skipped: int,
+    executor: str,
+    workers: int,
+    output: str,
+    resumed: bool,
+    code: int,
+    is_retry: bool,
+    warnings: list[str],
+) -> Summary:
+    """``before`` and ``after`` count the whole output; the summary is of what this start added."""
+    done = tally.counts if is_retry else after.minus(before)
+    if before.failed_rows and not is_retry:
+        warnings.append(
+            f"{before.failed_rows:,} rows failed in an earlier run; to ask them again: "
+            f"vlmbatch retry {shlex.quote(output)}"
+        )
+    if done.truncated:
+        warnings.append(
+            f"{done.truncated:,} answers were cut at --max-tokens (finish_reason is 'length')"
+        )
+    return Summary(
+        rows=rows,
+        requests=done.requests,
+        ok=done.rows - done.failed_rows,
+        failed=done.failed_rows,
+        skipped=skipped,
+        left=max(0, rows - done.rows - skipped),
+        failures=dict(done.failures.most_common()),
+        truncated=done.truncated,
+        seconds=round(tally.seconds, 3),
+        rows_per_second=round(done.rows / tally.seconds, 2) if tally.seconds else 0.0,
+        prompt_tokens=done.prompt_tokens,
+        completion_tokens=done.completion_tokens,
+        model=run_file.model["label"],
+        engine=run_file.spec.engine.name,
+        executor=executor,
+        workers=workers,
+        worker_deaths=tally.deaths,
+        output=output,
+        resumed=resumed,
+        exit_code=code,
+        warnings=warnings,
+    )
