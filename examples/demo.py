@@ -1,6 +1,6 @@
-"""The main job on real input: 200 pictures of easy-VQA, the bundled model; captions, answers, boxes.
+"""The main job on real input: 200 easy-VQA pictures, the bundled model; captions, answers, boxes.
 
-``make demo`` runs this. It is the command line that a user would type; run it again and it resumes.
+``make demo`` runs this. It is the command that a user would type; run it again and it resumes.
 """
 
 import json

@@ -10,6 +10,8 @@ import tempfile
 import hypothesis
 import pytest
 
+pytest.register_assert_rewrite("tests.harness")
+
 HOME = tempfile.TemporaryDirectory(prefix="vlmbatch-tests-", ignore_cleanup_errors=True)
 
 os.environ.pop("VLMBATCH_MODEL", None)

@@ -353,7 +353,7 @@ REFUSED = [
     _asked("-t", "a/b", "--prompt", "x", says=["'a/b' is no name for a task"]),
     _asked("-t", "vqa", says=["needs a column 'question'", "--question TEXT"]),
     _asked("--prompt", "{{ x", says=["not a template", "it is Jinja"]),
-    _asked("--prompt", "{{ nope }}", says=["names 'nope'", "it has: image"]),
+    _asked("--prompt", "{{ nope }}", says=["names 'nope'", "no such field"]),
     _asked("--prompt", "@nofile", says=["cannot read nofile"]),
     _model("nobody/nothing", "nobody/nothing was not found", "-m demo"),
     _model("bad", "no config.json in the model folder", "csv.parquet"),

@@ -17,9 +17,11 @@ WIDTH = 100
 def reference() -> str:
     """The help of every command, as Markdown."""
     pages = []
+    program = click.Context(main, info_name="vlmbatch", **main.context_settings)
     for name, command in main.commands.items():
-        context = click.Context(command, info_name=f"vlmbatch {name}", max_content_width=WIDTH)
-        context.terminal_width = WIDTH
+        context = click.Context(
+            command, program, name, max_content_width=WIDTH, terminal_width=WIDTH
+        )
         pages.append(f"```\n{command.get_help(context)}\n```\n")
     return "\n".join(pages)
 

@@ -6,7 +6,9 @@ import functools
 import io
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +24,15 @@ if TYPE_CHECKING:
 
 
 def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An error of ours is one message and its exit code, never a traceback."""
+    """An error of ours is one message and its exit code, never a traceback.
+
+    SIGTERM is a Ctrl-C, also before and after the time in which the driver listens to signals.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return command(*args, **kwargs)
         except VlmbatchError as error:

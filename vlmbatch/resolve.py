@@ -241,16 +241,22 @@ def _carried(carry: Sequence[str], schema: pa.Schema, renamed: Mapping[str, str]
 
 def _template_columns(tasks: Sequence[Task], job: JobSpec, schema: pa.Schema) -> list[str]:
     """Columns that prompt templates name, besides those that a run reads anyway."""
-    offered = {"id", "row", *ASKED, job.columns.get("image", "image")}
-    names = {name for task in tasks for name in task.variables}
-    missing = sorted(n for n in names if n not in offered and n not in schema.names)
-    if missing:
-        raise ManifestError(
-            f"a prompt names {missing[0]!r}, and the manifest has no such column "
-            f"(it has: {', '.join(schema.names)})",
-            hint="{{ column }} stands for a column of the row",
-        )
-    return sorted(n for n in names if n in schema.names and n not in offered)
+    image = job.columns.get("image", "image")
+    read_anyway = {"id", "row"}
+    read_anyway.update(name for name in ASKED if job.columns.get(name, name) in schema.names)
+    wanted: set[str] = set()
+    for task in tasks:
+        own = {"vqa": "question", "ground": "phrase", "detect": "labels"}.get(task.name)
+        for name in sorted(task.variables - read_anyway - {own}):
+            if name not in schema.names or name == image:
+                raise ManifestError(
+                    f"the prompt of task {task.name!r} names {name!r}, and a row has no such field "
+                    f"(it has: {', '.join(n for n in [*schema.names, 'row'] if n != image)})",
+                    hint="{{ column }} stands for a column of the row; images go to the model by "
+                    "themselves",
+                )
+            wanted.add(name)
+    return sorted(wanted)
 
 
 def _check_asked(spec: TaskSpec, columns: Columns, where: str) -> None:

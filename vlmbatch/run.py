@@ -35,11 +35,12 @@ def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -
     """The main job. Run again to resume."""
     check_executor(job)
     store = LocalStore(output_folder(job))
-    job = job.model_copy(update={"manifest": [_absolute(path) for path in job.manifest]})
+    named = job.manifest
+    job = job.model_copy(update={"manifest": [_absolute(path) for path in named]})
     if not overwrite:
         check_ours(store)
     stored = None if overwrite else read_run_file(store)
-    manifest = open_manifest(job.manifest, _same_listing(job, stored))
+    manifest = open_manifest(named, _same_listing(job, stored))
     resolved = resolve(job, manifest, stored)
     if overwrite:
         check_ours(store)

@@ -1,4 +1,4 @@
-"""The demo model in parts: tokenizer, processor and an untrained network, all plain SmolVLM kinds."""
+"""The demo model in parts: tokenizer, processor and an untrained network, of SmolVLM's kinds."""
 
 import copy
 import json

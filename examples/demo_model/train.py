@@ -554,28 +554,66 @@ def train(args: argparse.Namespace) -> None:
         export(model, args.export)
 
 
+COMMON: dict[str, object] = {
+    "init": None,
+    "keep_optimizer": False,
+    "work": Path("build/demo_model"),
+    "batch": 16,
+    "seen": 0,
+    "length": 256,
+    "scenes": 0.5,
+    "lr": 8e-4,
+    "warmup": 50,
+    "dense_weight": 1.0,
+    "name_weight": 0.5,
+    "log": 20,
+    "save": 200,
+    "seed": 1,
+    "threads": 2,
+    "export": None,
+}
+STAGES: dict[str, dict[str, object]] = {
+    "dense": {"steps": 1000, "batch": 24, "lr": 1.2e-3, "warmup": 100, "decay": 1},
+    "text_a": {"init": "dense", "steps": 1250, "lr": 1e-3, "decay": 250, "name_weight": 0.0},
+    "text_b": {
+        "init": "text_a",
+        "keep_optimizer": True,
+        "steps": 400,
+        "decay": 1300,
+        "scenes": 0.65,
+        "seen": 24,
+        "name_weight": 0.0,
+    },
+    "text_c": {"init": "text_b", "steps": 1050, "decay": 800, "scenes": 0.65, "seen": 24},
+}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", required=True, help="name of this stage; 'dense' trains no text")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Without an option, a stage has what STAGES gives it."
+    )
+    parser.add_argument("--stage", choices=STAGES, help="one stage; without it, all in turn")
     parser.add_argument("--init", help="stage to start from")
-    parser.add_argument("--keep-optimizer", action="store_true")
-    parser.add_argument("--work", type=Path, default=Path("build/demo_model"))
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=32, help="pictures a step")
-    parser.add_argument("--seen", type=int, default=0, help="more pictures a step without text")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a packed sequence")
-    parser.add_argument("--scenes", type=float, default=0.5, help="share of scene pictures")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--warmup", type=int, default=50)
-    parser.add_argument("--decay", type=int, default=200)
-    parser.add_argument("--dense-weight", type=float, default=0.3)
-    parser.add_argument("--name-weight", type=float, default=0.5)
-    parser.add_argument("--log", type=int, default=20)
-    parser.add_argument("--save", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep-optimizer", action="store_true", default=None)
+    parser.add_argument("--work", type=Path, help="where each stage's state is kept")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int, help="pictures a step")
+    parser.add_argument("--seen", type=int, help="more pictures a step without text")
+    parser.add_argument("--length", type=int, help="tokens of a packed sequence")
+    parser.add_argument("--scenes", type=float, help="share of scene pictures")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--warmup", type=int, help="steps")
+    parser.add_argument("--decay", type=int, help="steps")
+    parser.add_argument("--dense-weight", type=float)
+    parser.add_argument("--name-weight", type=float)
+    parser.add_argument("--log", type=int, help="a line every so many steps")
+    parser.add_argument("--save", type=int, help="a state every so many steps")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--export", type=Path, help="folder for the finished checkpoint")
-    train(parser.parse_args())
+    given = {k: v for k, v in vars(parser.parse_args()).items() if v is not None}
+    for stage in [given["stage"]] if "stage" in given else STAGES:
+        train(argparse.Namespace(**COMMON | {"stage": stage} | STAGES[stage] | given))
 
 
 if __name__ == "__main__":
