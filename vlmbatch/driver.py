@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from queue import Empty
 from types import FrameType
 
@@ -20,9 +19,11 @@ from vlmbatch.messages import Broken, Committed, Drain, Ended, Progress, Ready, 
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.results.files import Counts, list_shards
+from vlmbatch.results.gathering import Gatherer
 from vlmbatch.results.output import Output
 from vlmbatch.run_file import RunFile
 from vlmbatch.scheduler import Lease, Mode, Scheduler
+from vlmbatch.tally import Tally, WorkerState
 
 LEASES_PER_WORKER = 2
 PLACE_SECONDS = 60.0
@@ -42,43 +43,6 @@ class Interrupted(Exception):
 
 class TooManyFailures(Exception):
     """More rows failed than allowed."""
-
-
-@dataclass(slots=True)
-class WorkerState:
-    """What the driver knows of one worker."""
-
-    setup: Setup
-    started: float
-    """Seconds, monotonic; also what follows."""
-    moved: float
-    placed: bool = False
-    ready: bool = False
-    answered: int = 0
-    ended: bool = False
-    broken: Broken | None = None
-    progress: Progress | None = None
-
-
-@dataclass(slots=True)
-class Tally:
-    """What this driver start has seen. Seconds are monotonic."""
-
-    counts: Counts = field(default_factory=Counts)
-    """Of what was committed."""
-    tokens: int = 0
-    """Of completions, committed or not."""
-    deaths: int = 0
-    first_ready: float | None = None
-    last_commit: float | None = None
-    peaks: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        """From the first worker's readiness to the last commit."""
-        if self.first_ready is None or self.last_commit is None:
-            return 0.0
-        return max(self.last_commit - self.first_ready, 0.001)
 
 
 class Driver:
@@ -117,7 +81,7 @@ class Driver:
         self._restarts: list[float] = []
         self._number = 0
         self._deaths_in_a_row = 0
-        self._gatherer = _Gatherer(output) if retry_codes is None else None
+        self._gatherer = Gatherer(output) if retry_codes is None else None
         self._signals = 0
         self._said_how_many = False
         self.tally = Tally()
@@ -370,48 +334,6 @@ class Driver:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class _Gatherer:
-    """Writes a part in the background as soon as all of its rows are committed."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._committed = output.view().committed
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._due: list[int] = []
-
-    def committed(self, rows: Range) -> None:
-        self._committed.add(rows)
-        number = rows.first // self._output.part_rows
-        if self._committed.covers(self._output.part_range(number)):
-            self._due.append(number)
-        self._go_on()
-
-    def _go_on(self) -> None:
-        self._check()
-        if self._due and (self._thread is None or not self._thread.is_alive()):
-            number = self._due.pop(0)
-            self._thread = threading.Thread(target=self._gather, args=(number,))
-            self._thread.start()
-
-    def _gather(self, number: int) -> None:
-        try:
-            self._output.gather(number)
-        except BaseException as error:
-            self._error = error
-
-    def _check(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def close(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._check()
 
 
 def _within(rows: Range, lease: Lease) -> bool:

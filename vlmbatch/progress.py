@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from vlmbatch.results.store import LocalStore
 from vlmbatch.run_file import now
+from vlmbatch.tally import Tally, WorkerState
 from vlmbatch.terminal import say
-
-if TYPE_CHECKING:
-    from vlmbatch.driver import Tally, WorkerState
 
 LINE_SECONDS = 30.0
 STATUS_SECONDS = 2.0

@@ -22,6 +22,7 @@ from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.resolve import Resolved, asking_of, resolve
 from vlmbatch.results.files import Counts
+from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
@@ -102,7 +103,7 @@ def retry(
         write_run_file(store, run_file)
         store.clean_tmp()
         output.delete_strays()
-        _gather(output, whole_only=True)  # patches of a retry that was killed
+        gather_all(output, whole_only=True)  # patches of a retry that was killed
         pending = list(FailedResults(output, set(codes)).ranges(job.checkpoint_rows))
         return _work(
             output,
@@ -161,7 +162,7 @@ def _work(
     state, code, reason = "stopped", 1, ""
     try:
         driver.run()
-        _gather(output, whole_only=False)
+        gather_all(output, whole_only=False)
         state, code = "finished", 0
     except Interrupted:
         state, code = "interrupted", INTERRUPTED
@@ -217,19 +218,6 @@ def _too_many_failed(counts: Counts, rate: float) -> bool:
 def _pending(output: Output, manifest: Manifest, limit: int | None) -> list[Range]:
     rows = min(manifest.rows, limit or manifest.rows)
     return output.view().committed.missing(Range(0, rows)) if rows else []
-
-
-def _gather(output: Output, *, whole_only: bool) -> None:
-    """Write the parts whose rows are committed without a gap; the last one may be short."""
-    view = output.view()
-    committed = view.committed
-    for number in view.numbers(output.part_rows):
-        window = output.part_range(number)
-        inside = committed.within(window)
-        gapless = len(inside) == 1 and inside[0].first == window.first
-        has_part = number in view.parts
-        if gapless and (not whole_only or has_part or inside[0] == window):
-            output.gather(number, view)
 
 
 def _absolute(path: str) -> str:

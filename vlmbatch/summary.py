@@ -6,9 +6,9 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vlmbatch.driver import Tally
 from vlmbatch.results.files import Counts
 from vlmbatch.run_file import RunFile
+from vlmbatch.tally import Tally
 
 INTERRUPTED, TOO_MANY_FAILED = 130, 3
 """Exit codes."""
