@@ -5,17 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from benchmarks.accuracy import measure
 from tests.easy_vqa_data import easy_vqa_images, truth, write_manifest
-from vlmbatch.models import demo_path
-
-pytestmark = pytest.mark.skipif(
-    not (demo_path() / "config.json").exists(), reason="no demo model in this checkout"
-)
 
 
 def run(*words: str) -> dict[str, object]:
@@ -45,8 +40,6 @@ def test_boxes_are_in_pixels_of_the_upright_image(tmp_path: Path) -> None:
     upright.rotate(90, expand=True).save(tmp_path / "turned.jpg", quality=95, exif=exif)
     upright.save(tmp_path / "upright.jpg", quality=95)
     manifest = tmp_path / "m.parquet"
-    import pyarrow as pa
-
     pq.write_table(pa.table({"image": ["turned.jpg", "upright.jpg"]}), manifest)
     phrase = f"the {known.colour} {known.shape}"
     output = tmp_path / "out"

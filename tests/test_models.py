@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny_models import build_idefics3
@@ -248,3 +250,33 @@ def in_another_process(cache: Path, code: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     return said
+
+
+@pytest.mark.parametrize(("revision", "runs"), [(None, False), ("main", False), (COMMIT, True)])
+def test_code_of_the_hub_runs_only_at_a_pinned_commit(
+    hub_cache: Path, tmp_path: Path, revision: str | None, runs: bool
+) -> None:
+    manifest = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"image": ["a.png"]}), manifest)
+    job = {
+        "manifest": str(manifest),
+        "model": "acme/tiny",
+        "trust_remote_code": True,
+        **({"revision": revision} if revision else {}),
+    }
+    said = in_another_process(
+        hub_cache,
+        f"""
+        from vlmbatch.errors import UsageError
+        from vlmbatch.job import spec_from
+        from vlmbatch.manifest import open_manifest
+        from vlmbatch.resolve import resolve
+
+        try:
+            resolve(spec_from({job!r}, where="here"), open_manifest([{str(manifest)!r}]), None)
+            print("{{}}")
+        except UsageError as error:
+            print(json.dumps({{"hint": error.hint}}))
+        """,
+    )
+    assert said == {} if runs else f"--revision {COMMIT}" in said["hint"]

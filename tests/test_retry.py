@@ -246,3 +246,15 @@ def test_an_unfinished_output_is_retried_and_then_finished(tmp_path: Path) -> No
     assert_adds_up(finished.json)
     assert finished.json["skipped"] == done
     assert_whole(album.output, album.answers, failed={2: "image_missing"})
+
+
+def test_attempts_count_on_over_a_retry(tmp_path: Path) -> None:
+    columns = {"image": [picture()] * 2, "phrase": ["it"] * 2, "said": ["nonsense", "none"]}
+    manifest = write_manifest(tmp_path / "m.parquet", columns)
+    output = tmp_path / "out"
+    ended = vlmbatch("run", manifest, "-t", "ground", *echo(reply_from="said"), "-o", output)
+    assert ended.exit_code == 3, ended
+    for attempts in (2, 3):
+        ended = vlmbatch("retry", output, "--json")
+        assert (ended.exit_code, ended.json["failed"]) == (3, 1), ended
+        assert read_results(output)["attempts"].to_pylist() == [attempts, 1]

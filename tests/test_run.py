@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -565,3 +566,14 @@ def test_parts_have_the_declared_schema(made: Quiz) -> None:
     assert ask(made, "--part-rows=16").exit_code == 0
     for part in parts(made.path.parent / "out"):
         assert pq.read_schema(part).remove_metadata().equals(RESULT_SCHEMA)
+
+
+def test_a_small_job_is_shared_by_its_workers(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.parquet", {"image": [picture()] * 40})
+    log = EchoLog(tmp_path / "log")
+    words = ["run", manifest, "-o", tmp_path / "out", "--workers=2", "--executor=local"]
+    ended = vlmbatch(*words, *echo(log=log.path, delay=0.2, capacity=2), "--json")
+    assert ended.exit_code == 0, ended
+    by_worker = Counter(line.pid for line in log.lines())
+    assert len(by_worker) == 2
+    assert min(by_worker.values()) >= 8

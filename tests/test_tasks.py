@@ -71,7 +71,7 @@ def test_a_null_question_fails_alone():
     (_, first), (asked, second) = planned(row(questions=[None, "b?"]), "vqa")
     assert (first.code, first.stage) == (ErrorCode.BAD_ROW, Stage.ROW)
     assert (asked.question, second) == ("b?", None)
-    assert problem(row(question=None), "vqa").message == "the question is null"
+    assert problem(row(question=None), "vqa").message == "the question is null or empty"
     assert problem(row(question=""), "vqa").code is ErrorCode.BAD_ROW
 
 
@@ -102,7 +102,7 @@ def test_without_labels_there_is_nothing_to_detect(labels):
 
 
 def test_a_null_phrase_is_a_bad_row():
-    assert problem(row(phrase=None), "ground").message == "the phrase is null"
+    assert problem(row(phrase=None), "ground").message == "the phrase is null or empty"
     assert len(planned(row(phrase=["a", "b"]), "ground")) == 2
 
 
@@ -155,7 +155,7 @@ def test_a_template_of_a_built_in_task_sees_what_is_asked():
 def test_a_vqa_template_needs_no_question_column():
     assert prompts(row(), TaskSpec(name="vqa", prompt="Is it day?")) == ["Is it day?"]
     spec = TaskSpec(name="vqa", prompt="Q: {{ question }}")
-    assert problem(row(question=None), spec).message == "the question is null"
+    assert problem(row(question=None), spec).message == "the question is null or empty"
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,8 @@ class Answering:
 
     def condemned(self, row: Row) -> list[Result]:
         """The results of a row that has killed its worker twice: it is not asked again."""
-        return [
-            replace(self._failed_result(row, request, CRASHED), attempts=2)
-            for request in self._requests_of(row)
-        ]
+        results = [self._failed_result(row, request, CRASHED) for request in self._requests_of(row)]
+        return [replace(result, attempts=result.attempts + 2) for result in results]
 
     def _requests_of(self, row: Row) -> list[Request]:
         """At least one per row, unless this is a retry and none of the row's results failed."""
@@ -89,7 +87,7 @@ class Answering:
             nothing = Request(row.row, 0, 0, task.name, task.kind, "", None, problem=NOTHING_ASKED)
             requests = [nothing]
         if self._failed is not None:
-            wanted = self._failed.keys(row.row)
+            wanted = self._failed.attempts(row.row)
             requests = [each for each in requests if (each.request, each.sample) in wanted]
         return requests
 
@@ -100,6 +98,7 @@ class Answering:
         attempt = 0
         completion: Completion | None = None
         result = _with_sizes(self._bare_result(row, request), request)
+        before = result.attempts
         while True:
             attempt += 1
             try:
@@ -107,11 +106,15 @@ class Answering:
                 answer = self._asking.family.read(
                     request.kind, completion.text, labels=request.labels, image=request.images[0]
                 )
-                return replace(result, answer=answer, completion=completion, attempts=attempt)
+                return replace(
+                    result, answer=answer, completion=completion, attempts=before + attempt
+                )
             except RequestFailed as error:
                 failure = error.failure
             if not failure.retryable or attempt >= ATTEMPTS:
-                return replace(result, failure=failure, completion=completion, attempts=attempt)
+                return replace(
+                    result, failure=failure, completion=completion, attempts=before + attempt
+                )
             await asyncio.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
 
     async def _generate(self, request: Request) -> Completion:
@@ -129,6 +132,8 @@ class Answering:
         return replace(self._bare_result(row, request), failure=request.problem or failure)
 
     def _bare_result(self, row: Row, request: Request) -> Result:
+        """No answer yet; ``attempts`` are those of earlier runs."""
+        earlier = {} if self._failed is None else self._failed.attempts(row.row)
         references = tuple(reference(image) for image in row.images)
         return Result(
             row=row.row,
@@ -139,6 +144,7 @@ class Answering:
             question=request.question,
             image=references[0] if references else None,
             images=references if len(references) > 1 else None,
+            attempts=earlier.get((request.request, request.sample), 0),
             carried={name: row.fields.get(name) for name in self._asking.carried},
         )
 

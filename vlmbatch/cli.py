@@ -318,7 +318,12 @@ def models(model: str | None, as_json: bool) -> None:
         return
     for line in found if isinstance(found, list) else [found]:
         for key, value in line.items():
-            click.echo(f"{key + ':':<12} {value}")
+            if isinstance(value, dict):
+                click.echo(f"{key}:")
+                for name, text in value.items():
+                    click.echo(f"  {name + ':':<18} {text}")
+            else:
+                click.echo(f"{key + ':':<12} {value}")
         click.echo("")
 
 

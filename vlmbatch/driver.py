@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import secrets
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from queue import Empty
 from types import FrameType
 
@@ -26,6 +28,8 @@ from vlmbatch.scheduler import Lease, Mode, Scheduler
 from vlmbatch.tally import Tally, WorkerState
 
 LEASES_PER_WORKER = 2
+LEASES_PER_SHARE = 4
+"""A small job is cut so that each worker gets so many leases, not one worker all of it."""
 PLACE_SECONDS = 60.0
 """So long a run waits for places before it says that it goes on with fewer workers."""
 DEATHS_IN_A_ROW = 8
@@ -58,7 +62,6 @@ class Driver:
         pending: Sequence[Range],
         boundaries: Sequence[int],
         report: ProgressReport,
-        before: Counts,
         retry_codes: tuple[str, ...] | None = None,
     ) -> None:
         self._output = output
@@ -67,15 +70,15 @@ class Driver:
         self._executor = executor
         self._wanted = workers
         self._report = report
-        self._before = before
         self._retry_codes = retry_codes
+        self._total = sum(map(len, pending))
+        share = math.ceil(self._total / (workers * LEASES_PER_SHARE))
         self._scheduler = Scheduler(
             pending,
-            lease_rows=self._job.checkpoint_rows,
+            lease_rows=max(1, min(self._job.checkpoint_rows, share)),
             part_rows=run_file.part_rows,
             boundaries=boundaries,
         )
-        self._total = sum(map(len, pending))
         self._nonce = secrets.token_hex(8)
         self._workers: dict[str, WorkerState] = {}
         self._restarts: list[float] = []
@@ -102,6 +105,7 @@ class Driver:
                     self._turn()
                 self._drain()
             except Interrupted:
+                self._report.note("stopping: what is finished is being committed")
                 self._drain()
                 raise
             except TooManyFailures:
@@ -173,7 +177,6 @@ class Driver:
                 before = 0 if state.progress is None else state.progress.tokens
                 self.tally.tokens += message.tokens - before
                 state.answered, state.progress = message.answered, message
-                self.tally.peaks[event.worker] = message.peak_memory
             case Said(message=Broken() as message):
                 state.broken = message
                 self._executor.kill(event.worker)  # Died follows
@@ -184,6 +187,9 @@ class Driver:
         rows = Range(message.first, message.stop)
         condemned = any(lease.mode is Mode.CONDEMNED for lease in self._scheduler.leases_of(worker))
         self._scheduler.committed(worker, rows)
+        if state.progress is not None:  # what it said was finished may be committed by now
+            left = max(0, state.progress.finished - len(rows))
+            state.progress = replace(state.progress, finished=left)
         state.moved = self.tally.last_commit = time.monotonic()
         self.tally.counts.add(Counts.from_json(message.counts))
         if not condemned:
@@ -273,11 +279,14 @@ class Driver:
         for name, state in list(self._workers.items()):
             slow = state.placed and not state.ready
             if slow and now - state.started > self._job.start_timeout:
-                raise EngineStartError(
+                state.broken = Broken(
                     f"worker {name} was not ready after {self._job.start_timeout:.0f} s",
-                    hint="raise --start-timeout, or look into "
+                    "raise --start-timeout, or look into "
                     f"{self._output.store.logs} for what it waits for",
+                    fatal=True,
                 )
+                state.started = now
+                self._executor.kill(name)
             busy = state.ready and self._scheduler.leases_of(name)
             if busy and now - state.moved > self._job.stall_timeout:
                 state.moved = now
@@ -287,12 +296,11 @@ class Driver:
                 self._executor.kill(name)
 
     def _check_failures(self) -> None:
-        """Stop early where the failure rate is above what is allowed, and many rows have shown it;
-        a retry expects failures and never stops for them."""
+        """Stop early where more rows fail than are allowed, and many rows of this start have shown
+        it; a retry expects failures and never stops for them."""
         if self._retry_codes is not None:
             return
-        rows = self._before.rows + self.tally.counts.rows
-        failed_rows = self._before.failed_rows + self.tally.counts.failed_rows
+        rows, failed_rows = self.tally.counts.rows, self.tally.counts.failed_rows
         rate = self._job.max_failure_rate
         if rate < 1 and rows >= EARLY_STOP_ROWS and failed_rows > rate * rows:
             raise TooManyFailures
@@ -319,11 +327,7 @@ class Driver:
         """First SIGINT or SIGTERM: drain. A second one: at once."""
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            self._signals += 1
-            if self._signals == 1:
-                self._report.note("stopping: what is finished is being committed")
-            else:
-                self._executor.close()
+            self._signals += 1  # and no more: a handler may interrupt anything
 
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -3,6 +3,7 @@
     VlmbatchError                 the run, or the command, cannot go on
     ├── UsageError                because of what was asked; nothing ran (exit 2)
     │   ├── ManifestError         the manifest is missing, unreadable, or lacks a column
+    │   ├── ModelNotFound         no such model here or on the Hub (in models.py)
     │   ├── FingerprintMismatch   the output holds answers to another question
     │   └── OutputNotOurs         the output folder holds something else
     ├── RunStopped                for a cause outside the command (exit 1)

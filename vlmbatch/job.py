@@ -64,13 +64,23 @@ class TaskSpec(Section):
     labels: list[str] | None = Field(None, description="stand for a missing labels column")
 
 
+def _as_texts(value: object) -> object:
+    """YAML reads 0.05 as a number; on the command line it is text."""
+    if not isinstance(value, dict):
+        return value
+    scalar = str | int | float
+    return {k: str(v) if isinstance(v, scalar) else v for k, v in value.items()}
+
+
 class EngineSpec(Section):
     """What runs the model."""
 
     name: Literal["auto", "transformers", "echo"] = "auto"
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     batch_size: int | None = Field(None, ge=1, description="transformers: requests per batch")
-    args: dict[str, str] = Field(default_factory=dict, description="key=value for the engine")
+    args: Annotated[dict[str, str], BeforeValidator(_as_texts)] = Field(
+        default_factory=dict, description="key=value for the engine"
+    )
 
 
 class SamplingSpec(Section):
@@ -104,7 +114,7 @@ class JobSpec(Section):
     columns: dict[str, str] = Field(
         default_factory=dict, description="our column name: the manifest's column name"
     )
-    carry: list[str] = Field(
+    carry: Annotated[list[str], BeforeValidator(_as_list)] = Field(
         default_factory=list, description="manifest columns copied to the results; * is all"
     )
     limit: int | None = Field(None, ge=1, description="only the first so many rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from vlmbatch.tasks import Task, make_task
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM-500M-Instruct"
 DEMO_ROWS = 1000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,19 @@ def resolve(job: JobSpec, manifest: Manifest, stored: RunFile | None) -> Resolve
     if stored is not None:
         job = _as_before(job, stored)
     job = job.model_copy(update={"tasks": job.tasks or _default_tasks(job, manifest)})
+    pinned = "revision" in job.model_fields_set and _COMMIT.fullmatch(job.revision or "")
     job, model = _with_engine_and_model(job, manifest, fresh=stored is None, warnings=warnings)
     check_args(job.engine)
+    if job.engine.name == "transformers" and job.gpus_per_worker > 1:
+        raise UsageError(
+            "the transformers engine puts a model on one GPU",
+            hint="leave --gpus-per-worker out, and give --workers instead",
+        )
     asking = asking_of(job, manifest, model["config"])
     job = job.model_copy(update={"family": asking.family.name})
-    if job.trust_remote_code and model["hub"] and "revision" not in job.model_fields_set:
+    if job.trust_remote_code and model["hub"] and not pinned:
         raise UsageError(
-            "--trust-remote-code runs code from the Hub, and no --revision pins it",
+            "--trust-remote-code runs code from the Hub, and no --revision pins it to a commit",
             hint=f"after reading that code, pin it: --revision {model['revision']}",
         )
     return Resolved(job, model, _ask(job, manifest, model), _read(asking), warnings)
@@ -98,7 +106,7 @@ def _as_before(job: JobSpec, stored: RunFile) -> JobSpec:
     """What was resolved automatically stays as it was, unless it is given explicitly now."""
     before, given = stored.spec, job.model_fields_set
     changes: dict[str, Any] = {}
-    if "model" not in given and "VLMBATCH_MODEL" not in environ:
+    if "model" not in given:
         changes["model"] = before.model
         if "revision" not in given:
             changes["revision"] = before.revision
@@ -139,8 +147,10 @@ def _with_engine_and_model(
     if job.engine.name == "echo":
         model = {"label": "echo", "path": "", "revision": "", "config": {}, "hub": False}
         if job.model is not None:  # its family is wanted, not the model itself
-            found = resolve_model(job.model, job.revision)
-            model["config"] = found.config
+            try:
+                model["config"] = resolve_model(job.model, job.revision).config
+            except ModelNotFound as error:
+                warnings.append(f"{error.message}; the echo engine asks as for any model")
         return job, model
     name, fallback = job.model or environ.get("VLMBATCH_MODEL"), False
     if not name:
@@ -225,8 +235,9 @@ def _carried(carry: Sequence[str], schema: pa.Schema, renamed: Mapping[str, str]
     for name in carry:
         names += [n for n in schema.names if n != image] if name == "*" else [name]
     fixed = set(RESULT_SCHEMA.names)
-    if "*" in carry:  # what the results have anyway is not carried again
-        names = [n for n in names if n not in fixed or n in carry]
+    if "*" in carry:  # the results have these from the manifest anyway
+        same = {"id", "question", "image", image}
+        names = [n for n in names if n not in same or n in carry]
     names = list(dict.fromkeys(names))
     for name in names:
         if name in fixed:

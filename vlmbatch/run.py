@@ -13,7 +13,7 @@ from typing import Any
 
 from vlmbatch.driver import Driver, Interrupted, TooManyFailures
 from vlmbatch.engines import asked_args, check_args
-from vlmbatch.errors import OutputNotOurs, RunStopped, UsageError
+from vlmbatch.errors import FingerprintMismatch, RunStopped, UsageError
 from vlmbatch.executors import Executor
 from vlmbatch.executors.choice import NoWorkers, check_executor, choose_executor, make_executor
 from vlmbatch.job import JobSpec, check_same_ask
@@ -21,7 +21,7 @@ from vlmbatch.manifest import Manifest, open_manifest
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.resolve import Resolved, asking_of, resolve
-from vlmbatch.results.files import Counts
+from vlmbatch.results.files import Counts, is_part_name
 from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
@@ -45,12 +45,12 @@ def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -
     resolved = resolve(job, manifest, stored)
     if overwrite:
         check_ours(store)
-    elif stored is not None:
-        check_same_ask(stored.ask, resolved.ask, retry_with=_elsewhere(command, store.folder))
-        _check_same_reading(stored.read, resolved.read)
+    else:
+        _check_same(stored, resolved, command, store)
     store.make()
     with store.lock(), stdout_to(store.logs / "stdout.log"):
         stored = None if overwrite else read_run_file(store)  # as it is now that it is ours
+        _check_same(stored, resolved, command, store)
         run_file = _run_file(resolved, manifest, stored)
         output = _output(store, run_file, manifest)
         epoch = 0 if overwrite else output.view().epoch
@@ -156,14 +156,13 @@ def _work(
         pending=pending,
         boundaries=list(manifest.boundaries()),
         report=report,
-        before=before,
         retry_codes=retry_codes,
     )
     state, code, reason = "stopped", 1, ""
     try:
         driver.run()
         gather_all(output, whole_only=False)
-        state, code = "finished", 0
+        state, code = "finished" if _is_whole(output, total) else "interrupted", 0
     except Interrupted:
         state, code = "interrupted", INTERRUPTED
     except TooManyFailures:
@@ -209,6 +208,11 @@ def _about_the_manifest(output: Output, rows: int) -> list[str]:
     among = f" (of the first {MAX_ROWS:,} rows)" if rows > MAX_ROWS else ""
     has = "row has" if repeated == 1 else "rows have"
     return [f"{repeated:,} {has} the id of an earlier row{among}: tell them apart by `row`"]
+
+
+def _is_whole(output: Output, rows: int) -> bool:
+    """A retry may end with rows that were never asked."""
+    return not rows or output.view().committed.covers(Range(0, rows))
 
 
 def _too_many_failed(counts: Counts, rate: float) -> bool:
@@ -257,20 +261,33 @@ def _output(store: LocalStore, run_file: RunFile, manifest: Manifest) -> Output:
 
 
 def _delete_results(store: LocalStore) -> None:
-    """--overwrite, under the lock: the old results, ours only."""
-    for path in [*store.folder.glob("part-*.parquet"), *store.shards.glob("*.arrow")]:
+    """--overwrite, under the lock: what earlier runs wrote here, and nothing else."""
+    for path in store.folder.iterdir():
+        if is_part_name(path.name):
+            store.delete(path)
+    for path in store.shards.glob("*.arrow"):
         store.delete(path)
     store.delete(store.ours / "status.json")
 
 
-def _check_same_reading(stored: dict[str, Any], current: dict[str, Any]) -> None:
-    changed = [key for key in current if stored.get(key) != current[key]]
+def _check_same(
+    stored: RunFile | None, resolved: Resolved, command: Sequence[str], store: LocalStore
+) -> None:
+    """Raises FingerprintMismatch where the output, if there is one, is of another job."""
+    if stored is None:
+        return
+    check_same_ask(stored.ask, resolved.ask, retry_with=_elsewhere(command, store.folder))
+    changed = [key for key, now_is in resolved.read.items() if stored.read.get(key) != now_is]
     if changed:
-        raise OutputNotOurs(
+        raise FingerprintMismatch(
             "this output's answers were read in another way: "
-            + ", ".join(f"{k} was {stored.get(k)!r}, now {current[k]!r}" for k in changed),
+            + ", ".join(
+                f"{key} was {stored.read.get(key)!r}, now {resolved.read[key]!r}" for key in changed
+            ),
             hint="go on with the version of vlmbatch, and the --family, that began it",
         )
+    if stored.part_rows != resolved.job.part_rows:
+        raise FingerprintMismatch(f"this output has {stored.part_rows} rows per part")
 
 
 def _elsewhere(command: Sequence[str], folder: Path) -> str:

@@ -26,7 +26,7 @@ class RunFile:
     ask: dict[str, Any]
     """What the model was given; another ask refuses the resume."""
     read: dict[str, Any]
-    """How answers are read; ``reparse`` changes it."""
+    """How answers are read; another way of reading refuses the resume too."""
     model: dict[str, Any]
     """label, path, revision, config of the resolved model."""
     job: dict[str, Any]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from typing import Any
 
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.results.output import Output
 from vlmbatch.results.schema import RESULT_SCHEMA
 from vlmbatch.results.store import LocalStore
@@ -22,7 +24,9 @@ def status_of(folder: str) -> dict[str, Any]:
         )
     output = Output(store, run_file.run, run_file.part_rows, RESULT_SCHEMA)
     counts = output.counts()
-    latest = store.read_json(store.ours / "status.json") or {}
+    latest: dict[str, Any] = {}
+    with suppress(RunStopped):  # it is only decoration
+        latest = store.read_json(store.ours / "status.json") or {}
     running = store.is_locked()
     total = sum(file["rows"] for file in run_file.manifest["files"])
     limit = run_file.spec.limit
@@ -81,7 +85,10 @@ def describe(found: dict[str, Any]) -> str:
             )
             lines.append(f"    {name}: {doing}")
     elif found["done"] < found["rows"]:
-        lines.append("  run the same command again to go on")
+        raised = "--max-failure-rate" in found["reason"]
+        how = ", with a higher --max-failure-rate," if raised else ""
+        lines.append(f"  run the same command again{how} to go on")
     if found["failed"] and found["state"] != "running":
-        lines.append(f"  to ask the failed ones again: vlmbatch retry {found['output']}")
+        command = shlex.join(["vlmbatch", "retry", found["output"]])
+        lines.append(f"  to ask the failed ones again: {command}")
     return "\n".join(lines)

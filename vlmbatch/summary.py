@@ -48,19 +48,24 @@ class Summary:
         """For a person."""
         ends = {0: "done", INTERRUPTED: "interrupted", TOO_MANY_FAILED: "too many rows failed"}
         left = f", {self.left:,} left" if self.left else ""
+        plural = "" if self.requests == 1 else "s"
         lines = [
             f"{ends.get(self.exit_code, 'stopped')}: {self.rows:,} rows = {self.ok:,} ok + "
             f"{self.failed:,} failed + {self.skipped:,} answered earlier{left}",
-            f"  {self.requests:,} answers in {self.seconds:.1f} s ({self.rows_per_second:,.1f} "
-            f"rows/s), {self.completion_tokens:,} tokens, by {self.model} ({self.engine})",
+            f"  {self.requests:,} answer{plural} in {self.seconds:.1f} s "
+            f"({self.rows_per_second:,.1f} rows/s), {self.completion_tokens:,} tokens, "
+            f"by {self.model} ({self.engine})",
             f"  in {self.output}",
         ]
         for code, count in self.failures.items():
             lines.insert(-1, f"    {count:>9,}  {code}")
         if self.failed:
-            lines.append(f"  to ask the failed ones again: vlmbatch retry {self.output}")
+            command = shlex.join(["vlmbatch", "retry", self.output])
+            lines.append(f"  to ask the failed ones again: {command}")
         if self.left:
-            lines.append("  to go on: the same command again")
+            raised = self.exit_code == TOO_MANY_FAILED
+            how = ", with a higher --max-failure-rate" if raised else ""
+            lines.append(f"  to go on: the same command again{how}")
         return "\n".join(lines)
 
 

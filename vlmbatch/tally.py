@@ -35,7 +35,6 @@ class Tally:
     deaths: int = 0
     first_ready: float | None = None
     last_commit: float | None = None
-    peaks: dict[str, int] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:

@@ -136,11 +136,18 @@ def _asks(task: Task, row: Row) -> Iterator[tuple[Ask, Failure | None]]:
         questions = _texts(row.fields, ("questions", "question"), spec.question)
         for question in questions:
             fine = question or (task.template is not None and not _has(row, spec, "question"))
-            yield Ask(kind, question=question), None if fine else _bad("the question is null")
+            yield (
+                Ask(kind, question=question),
+                None if fine else _bad("the question is null or empty"),
+            )
     elif kind is TaskKind.GROUND:
         for phrase in _texts(row.fields, ("phrase",), spec.phrase):
             ask = Ask(kind, question=phrase, labels=(phrase,) if phrase else ())
-            yield ask, _grounding_problem(row) or (None if phrase else _bad("the phrase is null"))
+            yield (
+                ask,
+                _grounding_problem(row)
+                or (None if phrase else _bad("the phrase is null or empty")),
+            )
     elif kind is TaskKind.DETECT:
         labels = [label for label in _labels(row.fields, spec.labels) if label]
         ask = Ask(

@@ -579,12 +579,12 @@ STAGES: dict[str, dict[str, object]] = {
         "init": "text_a",
         "keep_optimizer": True,
         "steps": 400,
-        "decay": 1300,
+        "decay": 1,
         "scenes": 0.65,
         "seen": 24,
         "name_weight": 0.0,
     },
-    "text_c": {"init": "text_b", "steps": 1050, "decay": 800, "scenes": 0.65, "seen": 24},
+    "text_c": {"init": "text_b", "steps": 940, "decay": 700, "scenes": 0.65, "seen": 24},
 }
 
 

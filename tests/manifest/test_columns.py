@@ -210,3 +210,8 @@ def test_a_row_comes_of_any_record(image, asked):
     found = row(image, chosen({"image": pa.string(), "question": pa.string()}), question=asked)
     assert found.images or found.problem
     assert len(found.id) == 32
+
+
+def test_pictures_inside_data_uris_have_ids_of_their_own() -> None:
+    first, second = (default_id([ImageRef(uri=f"data:image/png;base64,{c}")], {}) for c in "AB")
+    assert first != second

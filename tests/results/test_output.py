@@ -373,7 +373,7 @@ def test_failed_results_are_found_by_code_and_in_ranges_of_one_part(tmp_path):
     assert list(every.rows()) == [3, 4, 9, 10, 25]
     assert list(every.ranges(100)) == [Range(3, 10), Range(10, 11), Range(25, 26)]
     assert list(every.ranges(2)) == [Range(3, 5), Range(9, 10), Range(10, 11), Range(25, 26)]
-    assert [every.keys(row) for row in (3, 10, 5, 25)] == [
+    assert [set(every.attempts(row)) for row in (3, 10, 5, 25)] == [
         {(1, 0)},
         {(0, 0), (1, 0)},
         set(),

@@ -16,14 +16,15 @@ from difflib import get_close_matches
 from typing import Any
 
 from vlmbatch.errors import EngineStartError, ErrorCode, Stage, UsageError, failed
-from vlmbatch.records import Completion, Request
+from vlmbatch.records import Completion, Request, TaskKind
 
 
 @dataclass(frozen=True, slots=True)
 class EchoArgs:
     """What ``--engine-arg`` may set. Row lists are comma-separated manifest rows."""
 
-    reply: str = "an image"
+    reply: str | None = None
+    """Default: "an image". Where boxes are asked for, the default is that none was found."""
     reply_from: str | None = None
     """Answer with this column of the row; a list answers its requests in turn."""
     delay: float = 0.0
@@ -134,7 +135,8 @@ class EchoEngine:
 
     def _reply(self, request: Request) -> str:
         if self._args.reply_from is None:
-            return self._args.reply
+            wants_boxes = request.kind in (TaskKind.GROUND, TaskKind.DETECT)
+            return self._args.reply or ("none" if wants_boxes else "an image")
         value = request.fields[self._args.reply_from]
         if isinstance(value, list):
             value = value[request.request] if request.request < len(value) else ""

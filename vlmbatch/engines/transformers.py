@@ -248,7 +248,7 @@ def _start_error(source: _Source, device: str, error: Exception) -> EngineStartE
         return EngineStartError(
             f"transformers {transformers.__version__} cannot run {source} as a model of images "
             "and text",
-            hint="upgrade transformers, try --engine vllm, or name another model with -m",
+            hint="upgrade transformers, or name another model with -m",
         )
     if isinstance(error, OSError):
         return EngineStartError(

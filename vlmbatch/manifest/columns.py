@@ -109,7 +109,9 @@ def default_id(images: Iterable[ImageRef], fields: Mapping[str, Any]) -> str:
         digest.update(piece)
 
     for image in images:
-        add(image.data if image.data is not None else without_secrets(image.uri or "").encode())
+        uri = image.uri or ""
+        is_data = uri[:5].lower() == "data:"
+        add(image.data or (uri if is_data else without_secrets(uri)).encode())
     for name in ASKED:
         value = fields.get(name)
         if value is not None:

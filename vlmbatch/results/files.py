@@ -120,7 +120,9 @@ class ResultFile:
         """The results of these rows in (row, request, sample) order, a few thousand at a time."""
         if self.is_part:
             source = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20)
-            batches: Iterable[pa.RecordBatch] = source.iter_batches(batch_size=4096)
+            batches: Iterable[pa.RecordBatch] = source.iter_batches(
+                batch_size=4096, use_threads=False
+            )
             for batch in batches:
                 yield from _inside(batch, window)
             source.close()
@@ -209,11 +211,15 @@ def _row_groups(
         yield pa.Table.from_batches(held, schema=schema)
 
 
+def is_part_name(name: str) -> bool:
+    return _PART.fullmatch(name) is not None
+
+
 def list_parts(store: LocalStore) -> list[ResultFile]:
     """The parts, by number; their footers are read."""
     found = []
     for path in sorted(store.folder.glob("part-*.parquet")):
-        if _PART.fullmatch(path.name):
+        if is_part_name(path.name):
             meta = _meta_of(path)
             rows = Range(meta["first"], meta["stop"])
             found.append(ResultFile(path, meta["run"], meta["epoch"], rows))

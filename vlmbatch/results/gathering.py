@@ -40,8 +40,7 @@ class Gatherer:
 
     def _check(self) -> None:
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+            raise self._error
 
     def close(self) -> None:
         if self._thread is not None:

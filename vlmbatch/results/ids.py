@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 from vlmbatch.results.output import Output
 
 MAX_ROWS = 2**23
-"""So many rows are looked at: 8 bytes each, and as many again to sort them."""
+"""So many rows are looked at: 8 bytes each."""
+BUCKETS = 64
+"""Hashes are kept in so many lists, so that only a small one is sorted at a time."""
 
 
 def repeated_ids(output: Output, max_rows: int = MAX_ROWS) -> int:
@@ -20,23 +23,24 @@ def repeated_ids(output: Output, max_rows: int = MAX_ROWS) -> int:
 
     Ids are compared by 64-bit hashes, so that memory does not grow with their length.
     """
-    hashes = array("q")
-    for ids in _ids(output):
-        hashes.extend(map(hash, ids))
-        if len(hashes) >= max_rows:
-            del hashes[max_rows:]
-            break
+    buckets = [array("q") for _ in range(BUCKETS)]
+    for identity in islice(_ids(output), max_rows):
+        number = hash(identity)
+        buckets[number % BUCKETS].append(number)
+    return sum(_repeated(bucket) for bucket in buckets)
+
+
+def _repeated(hashes: array[int]) -> int:
     numbers = pa.Array.from_buffers(pa.int64(), len(hashes), [None, pa.py_buffer(hashes)])
-    ordered = numbers.take(pc.sort_indices(numbers))
-    return int(pc.sum(pc.equal(ordered[1:], ordered[:-1])).as_py() or 0)
+    return len(hashes) - int(pc.count_distinct(numbers).as_py())
 
 
-def _ids(output: Output) -> Iterator[list[str]]:
+def _ids(output: Output) -> Iterator[str]:
     """The id of each row once: that of its first result."""
     parts = output.view().parts
     for number in sorted(parts):
         with pq.ParquetFile(parts[number].path, pre_buffer=False, buffer_size=2**20) as source:
             columns = ["id", "request", "sample"]
-            for batch in source.iter_batches(batch_size=16_384, columns=columns):
+            for batch in source.iter_batches(batch_size=4096, columns=columns, use_threads=False):
                 first = pc.and_(pc.equal(batch["request"], 0), pc.equal(batch["sample"], 0))
-                yield batch["id"].filter(first).to_pylist()
+                yield from batch["id"].filter(first).to_pylist()

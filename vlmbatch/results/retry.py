@@ -21,20 +21,20 @@ class FailedResults:
         self._output = output
         self._codes = codes
         self._number = -1
-        self._keys: dict[int, set[tuple[int, int]]] = {}
+        self._attempts: dict[int, dict[tuple[int, int], int]] = {}
 
-    def keys(self, row: int) -> set[tuple[int, int]]:
-        """(request, sample) of each result of this row that failed."""
+    def attempts(self, row: int) -> dict[tuple[int, int], int]:
+        """By (request, sample), for each result of this row that failed: its attempts so far."""
         number = row // self._output.part_rows
         if number != self._number:
-            self._keys = {}
+            self._attempts = {}
             for batch in self._output.results(self._output.part_range(number)):
                 failed = _failed(batch, self._codes)
-                for record in failed.select(["row", "request", "sample"]).to_pylist():
-                    keys = self._keys.setdefault(record["row"], set())
-                    keys.add((record["request"], record["sample"]))
+                for record in failed.select(["row", "request", "sample", "attempts"]).to_pylist():
+                    of_row = self._attempts.setdefault(record["row"], {})
+                    of_row[record["request"], record["sample"]] = record["attempts"]
             self._number = number
-        return self._keys.get(row, set())
+        return self._attempts.get(row, {})
 
     def rows(self) -> Iterator[int]:
         """The rows with a failed result, ascending."""

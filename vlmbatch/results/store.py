@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -78,7 +79,7 @@ class LocalStore:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock_soon(handle)
             except OSError as error:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise RunStopped(f"cannot lock {path}: {error.strerror}") from None
@@ -90,6 +91,7 @@ class LocalStore:
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
             yield
+            os.ftruncate(handle, 0)
         finally:
             os.close(handle)
 
@@ -106,6 +108,18 @@ class LocalStore:
         finally:
             os.close(handle)
         return False
+
+
+def _lock_soon(handle: int) -> None:
+    """An exclusive lock, or OSError after a second: who only looks holds it for an instant."""
+    for _ in range(20):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+        time.sleep(0.05)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
