@@ -173,6 +173,7 @@ class Host:
         # Ray allows a process without CPUs of its own one thread; engines take their share.
         share = max(1, len(os.sched_getaffinity(0)) // workers_per_node)
         os.environ["OMP_NUM_THREADS"] = threads or str(share)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         _log_to(LocalStore(asked.output).logs / f"worker-{asked.epoch:04d}-{asked.worker}.log")
 
     async def place(self) -> str:
