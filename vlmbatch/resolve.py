@@ -181,15 +181,14 @@ def _with_engine_and_model(
                 hint="pip install 'vlmbatch[transformers]', or --engine echo to try the pipeline",
             )
         engine = engine.model_copy(update={"name": "transformers"})
-    is_hub = not str(found.revision).startswith("xxh3:")
     model = {
         "label": found.label,
         "path": found.path,
         "revision": found.revision,
         "config": dict(found.config),
-        "hub": is_hub,
+        "hub": not found.is_local,
     }
-    revision = found.revision if is_hub else None
+    revision = None if found.is_local else found.revision
     return job.model_copy(update={"model": name, "revision": revision, "engine": engine}), model
 
 
