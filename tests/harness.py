@@ -154,10 +154,10 @@ class Command:
         return Finished(self._process.returncode, stdout.decode(), stderr.decode())
 
 
-def run_command(*args: str | Path, folder: Path | None = None) -> Finished:
+def run_command(*args: str | Path, folder: Path | None = None, seconds: float = 120.0) -> Finished:
     """The command in a process of its own, run to its end."""
     with Command(*args, folder=folder) as command:
-        return command.wait()
+        return command.wait(seconds)
 
 
 def is_alive(pid: int) -> bool:
@@ -193,6 +193,7 @@ class Answered:
 
     row: int
     request: int
+    sample: int
     pid: int
 
 
@@ -206,16 +207,16 @@ class EchoLog:
         """Whole lines only: a killed process may leave a piece of one."""
         text = self.path.read_text() if self.path.exists() else ""
         values = [json.loads(line) for line in text.split("\n")[:-1]]
-        return [Answered(v["row"], v["request"], v["pid"]) for v in values]
+        return [Answered(v["row"], v["request"], v["sample"], v["pid"]) for v in values]
 
     def __len__(self) -> int:
         return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
 
     def rows_twice(self) -> int:
         """How many rows had a request answered more than once; each further time counts."""
-        times = Counter((line.row, line.request) for line in self.lines())
+        times = Counter((line.row, line.request, line.sample) for line in self.lines())
         worst: dict[int, int] = {}
-        for (row, _), count in times.items():
+        for (row, *_), count in times.items():
             worst[row] = max(worst.get(row, 0), count - 1)
         return sum(worst.values())
 
@@ -272,9 +273,12 @@ def assert_whole(
     *,
     ids: Sequence[str] | None = None,
     failed: Mapping[int, str] | None = None,
+    samples: int = 1,
 ) -> pa.Table:
     """A finished output: each (row, request, sample) once and in manifest order, with its answer or
-    (``failed``: row to code) its failure; whole parts of one run on the grid, and nothing else."""
+    (``failed``: row to code) its failure; whole parts of one run on the grid, and nothing else.
+
+    With several samples, ``answers`` has them all, each request's in turn."""
     failed = failed or {}
     run = run_json(output)
     names = [part.name for part in parts(output)]
@@ -284,8 +288,8 @@ def assert_whole(
     table = read_results(output)
     found = table.select(["row", "request", "sample"]).to_pylist()
     wanted = [(row, i) for row, texts in enumerate(answers) for i in range(len(texts))]
-    assert [(key["row"], key["request"]) for key in found] == wanted
-    assert {key["sample"] for key in found} == {0}
+    keys = [(key["row"], key["request"], key["sample"]) for key in found]
+    assert keys == [(row, *divmod(i, samples)) for row, i in wanted]
     texts = [None if row in failed else answers[row][i] for row, i in wanted]
     assert table["text"].to_pylist() == texts
     assert table["raw"].to_pylist() == texts

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from hypothesis import strategies as st
@@ -65,7 +66,7 @@ def result(row: int, request: int, sample: int, said: str, code: ErrorCode | Non
         if answered
         else None,
         failure=None if answered else Failure(code, Stage.GENERATE, said),
-        attempts=1,
+        attempts=row % 3,
     )
 
 
@@ -95,6 +96,7 @@ def counted(results: Sequence[Result]) -> Counts:
             "prompt_tokens": sum(c.prompt_tokens for c in done),
             "completion_tokens": sum(c.completion_tokens for c in done),
             "truncated": sum(c.finish_reason == "length" for c in done),
+            "attempts": dict(Counter(str(r.attempts) for r in results if r.attempts)),
         }
     )
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,6 +57,29 @@ def test_boxes_are_in_pixels_of_the_upright_image(tmp_path: Path) -> None:
         ):
             assert abs(edge - expected) <= 25, (box, wanted)
         assert box["label"] == phrase
+
+
+def test_how_answers_are_picked_reaches_the_model(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.parquet", rows=3)
+    asked = [str(manifest), "-m", "demo", "-t", "caption"]
+
+    def answers(name: str, *words: str) -> list[dict[str, Any]]:
+        run(*asked, *words, "-o", str(tmp_path / name))
+        found: list[dict[str, Any]] = pq.read_table(tmp_path / name).to_pylist()
+        return found
+
+    plain = answers("plain")
+    exact = answers("exact", "--min-tokens=20", "--max-tokens=20")
+    assert [(r["completion_tokens"], r["finish_reason"]) for r in exact] == [(20, "length")] * 3
+    shape = str(plain[0]["text"]).split()[-1]
+    assert answers("stopped", f"--stop={shape}")[0]["text"] == plain[0]["text"][: -len(shape) - 1]
+    penalised = answers("penalised", "--repetition-penalty=30", "--min-tokens=12")
+    assert [r["text"] for r in penalised] != [r["text"] for r in plain]
+    sampled = answers("samples", "--num-samples=4", "--temperature=3", "--seed=1")
+    assert [(r["row"], r["sample"]) for r in sampled] == [
+        (i, n) for i in range(3) for n in range(4)
+    ]
+    assert len({r["text"] for r in sampled if r["row"] == 0}) > 1
 
 
 def test_local_and_ray_give_the_same_answers_at_batch_size_1(tmp_path: Path) -> None:

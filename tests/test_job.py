@@ -75,7 +75,7 @@ def test_all_problems_are_told_at_once_each_with_its_address():
     ) == [
         "expected a list, got 7 @ carry",
         "unknown key 'stile' (did you mean 'style'?) @ tasks.1",
-        "expected 'auto', 'transformers' or 'echo', got 'vlm' @ engine.name",
+        "expected 'auto', 'vllm', 'transformers', 'openai' or 'echo', got 'vlm' @ engine.name",
         "expected a whole number, got 'many' @ sampling.max_tokens",
         "unknown key 'temprature' (did you mean 'temperature'?) @ sampling",
         "expected a size such as 512MiB, got 'a lot' @ image_memory",

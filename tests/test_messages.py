@@ -27,7 +27,7 @@ MESSAGES = st.one_of(
     st.builds(Drain, st.floats(0, 100)),
     st.builds(Ready, TEXT, NUMBER, NUMBER),
     st.builds(Committed, NUMBER, NUMBER, COUNTS),
-    st.builds(Progress, NUMBER, NUMBER, NUMBER, NUMBER),
+    st.builds(Progress, *[NUMBER] * 6, st.floats(0, 1e9), st.floats(0, 1e9)),
     st.builds(Broken, TEXT, st.none() | TEXT, st.booleans(), st.integers(0, 255)),
     st.builds(Ended),
 )

@@ -201,6 +201,21 @@ def test_a_template_that_is_none_is_refused():
         make_task(TaskSpec(name="mine", prompt="{{ open"))
 
 
+def test_each_sample_of_a_request_has_a_seed_of_its_own():
+    tasks = [make_task(TaskSpec(name=name)) for name in ("vqa", "ocr")]
+
+    def asked(seed: int | None) -> list[tuple[int, int, int | None]]:
+        sampling = Sampling(temperature=1.0, seed=seed)
+        given = row(questions=["a?", None])
+        found = requests_of(given, tasks, Plain(), system=None, sampling=sampling, num_samples=2)
+        assert [item.problem is None for item in found] == [True] * 2 + [False] * 2 + [True] * 2
+        return [(item.request, item.sample, item.sampling.seed) for item in found]
+
+    keys = [(request, sample) for request in range(3) for sample in range(2)]
+    assert asked(7) == [(*key, 7 + key[1]) for key in keys]
+    assert asked(None) == [(*key, None) for key in keys]
+
+
 TEXTS = st.none() | st.text(max_size=8)
 FIELDS = st.fixed_dictionaries(
     {},

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vlmbatch.engines.base import Engine
-from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage
+from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage, failed
 from vlmbatch.grounding import Size
 from vlmbatch.images.fetch import reference
-from vlmbatch.images.load import ImageLoader
+from vlmbatch.images.load import Loader
 from vlmbatch.records import Completion, Request, Result, Row
 from vlmbatch.resolve import Asking
 from vlmbatch.results.retry import FailedResults
+from vlmbatch.structure import fitting
 from vlmbatch.tasks import requests_of
+from vlmbatch.truncation import MORE_TRIES, sampling_after
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
+CUT = "length"
+"""The finish_reason of an answer that reached --max-tokens."""
 NOTHING_ASKED = Failure(ErrorCode.BAD_ROW, Stage.ROW, "nothing is asked about this row")
 CRASHED = Failure(
     ErrorCode.ENGINE_CRASH,
@@ -29,37 +34,65 @@ CRASHED = Failure(
 
 @dataclass(slots=True)
 class Asked:
-    """Totals of a worker's requests, for its progress."""
+    """Totals of a worker's requests, for its progress.
 
+    How long the engine starved is told as of the last row that was fed: that it idles when no rows
+    are left is no fault.
+    """
+
+    engine: Engine
     answered: int = 0
     in_engine: int = 0
     tokens: int = 0
+    starved: float = 0.0
+    """Seconds with fewer requests in the engine than it can use at once."""
+    elapsed: float = 0.0
+    """Seconds since the first request."""
+    _starved: float = 0.0
+    _first: float | None = None
+    _last: float = 0.0
+
+    def changed(self, by: int) -> None:
+        """Requests went into the engine, or came out of it."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = self._last = now
+        if self.in_engine < self.engine.capacity:
+            self._starved += now - self._last
+        self._last = now
+        self.in_engine += by
+
+    def fed(self) -> None:
+        """The worker took on another row."""
+        if self._first is not None:
+            self.changed(0)
+            self.starved, self.elapsed = self._starved, self._last - self._first
 
 
 class Answering:
     """Turns rows into results. ``failed``: on a retry, the only results that are wanted."""
 
     def __init__(
-        self, asking: Asking, loader: ImageLoader, engine: Engine, failed: FailedResults | None
+        self, asking: Asking, loader: Loader, engine: Engine, failed: FailedResults | None
     ) -> None:
         self._asking = asking
         self._loader = loader
         self._engine = engine
         self._failed = failed
-        self.asked = Asked()
+        self.asked = Asked(engine)
 
     async def results_of(self, row: Row, *, loaded: Callable[[], None]) -> list[Result]:
         """All results of the row, in the order of its requests; a failure is a result too.
 
         ``loaded`` is called once, when the row's images have been loaded, or will not be.
         """
-        requests = self._requests_of(row)
+        requests = self.requests_of(row)
         try:
             if all(request.problem for request in requests):
-                return [self._failed_result(row, request) for request in requests]
+                return [self.failed_result(row, request) for request in requests]
             images = await self._loader.load(row.images)
         except RequestFailed as error:
-            return [self._failed_result(row, request, error.failure) for request in requests]
+            return [self.failed_result(row, request, error.failure) for request in requests]
         finally:
             loaded()
         row = replace(row, images=tuple(replace(image, data=None) for image in row.images))
@@ -69,10 +102,10 @@ class Answering:
 
     def condemned(self, row: Row) -> list[Result]:
         """The results of a row that has killed its worker twice: it is not asked again."""
-        results = [self._failed_result(row, request, CRASHED) for request in self._requests_of(row)]
+        results = [self.failed_result(row, request, CRASHED) for request in self.requests_of(row)]
         return [replace(result, attempts=result.attempts + 2) for result in results]
 
-    def _requests_of(self, row: Row) -> list[Request]:
+    def requests_of(self, row: Row) -> list[Request]:
         """At least one per row, unless this is a retry and none of the row's results failed."""
         asking = self._asking
         requests = requests_of(
@@ -81,6 +114,7 @@ class Answering:
             asking.family,
             system=asking.system,
             sampling=asking.sampling,
+            num_samples=asking.num_samples,
         )
         if not requests:
             task = asking.tasks[0]
@@ -92,42 +126,65 @@ class Answering:
         return requests
 
     async def _result_of(self, row: Row, request: Request) -> Result:
-        """Ask, and ask again where a failure may pass; the result tells how often."""
+        """Ask, and ask again for an answer that was cut, if that is wanted; the result tells how
+        often."""
         if request.problem is not None:
-            return self._failed_result(row, request)
-        attempt = 0
-        completion: Completion | None = None
+            return self.failed_result(row, request)
         result = _with_sizes(self._bare_result(row, request), request)
-        before = result.attempts
+        again = MORE_TRIES if self._asking.on_truncation == "retry" else 0
         while True:
-            attempt += 1
+            outcome, calls = await self._outcome_of(request)
+            result = replace(result, attempts=result.attempts + calls)
+            if isinstance(outcome, Completion):
+                result = replace(result, completion=outcome)
+            elif result.completion is None:
+                return replace(result, failure=outcome)
+            else:  # the cut answer is better than none
+                return self._read(request, result)
+            if outcome.finish_reason != CUT or not again:
+                return self._read(request, result)
+            again -= 1
+            sampling = sampling_after(request.sampling, outcome.text)
+            request = replace(request, sampling=sampling)
+
+    async def _outcome_of(self, request: Request) -> tuple[Completion | Failure, int]:
+        """(what came of it, calls of the engine); asked again where a failure may pass."""
+        for calls in range(1, ATTEMPTS + 1):
             try:
-                completion = await self._generate(request)
-                answer = self._asking.family.read(
-                    request.kind, completion.text, labels=request.labels, image=request.images[0]
-                )
-                return replace(
-                    result, answer=answer, completion=completion, attempts=before + attempt
-                )
+                return await self._generate(request), calls
             except RequestFailed as error:
                 failure = error.failure
-            if not failure.retryable or attempt >= ATTEMPTS:
-                return replace(
-                    result, failure=failure, completion=completion, attempts=before + attempt
-                )
-            await asyncio.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+            if not failure.retryable or calls == ATTEMPTS:
+                break
+            await asyncio.sleep(BACKOFF_SECONDS * 2 ** (calls - 1) * random.uniform(0.5, 1.5))
+        return failure, calls
 
     async def _generate(self, request: Request) -> Completion:
-        self.asked.in_engine += 1
+        self.asked.changed(+1)
         try:
             completion = await self._engine.generate(request)
             self.asked.tokens += completion.completion_tokens or 0
             return completion
         finally:
-            self.asked.in_engine -= 1
+            self.asked.changed(-1)
             self.asked.answered += 1
 
-    def _failed_result(self, row: Row, request: Request, failure: Failure | None = None) -> Result:
+    def _read(self, request: Request, result: Result) -> Result:
+        """The result with what its completion says, or with why that is no answer."""
+        completion, structure = result.completion, request.structure
+        assert completion is not None
+        try:
+            if completion.finish_reason == CUT and self._asking.on_truncation == "fail":
+                raise failed(ErrorCode.TRUNCATED, Stage.GENERATE, _how_cut(request, completion))
+            answer = self._asking.family.read(
+                request.kind, completion.text, labels=request.labels, image=request.images[0]
+            )
+            value = None if structure is None else fitting(answer.text or "", structure)
+        except RequestFailed as error:
+            return replace(result, failure=error.failure)
+        return replace(result, answer=answer, json=value)
+
+    def failed_result(self, row: Row, request: Request, failure: Failure | None = None) -> Result:
         """``failure`` is the row's; a request's own problem comes first."""
         return replace(self._bare_result(row, request), failure=request.problem or failure)
 
@@ -150,7 +207,15 @@ class Answering:
 
 
 def _with_sizes(result: Result, request: Request) -> Result:
-    """The result with the sizes of the first image."""
+    """The result with the sizes of the first image, if it was seen here."""
     image = request.images[0]
+    if image.url is not None:
+        return result
     given = Size(image.pixels.width, image.pixels.height)
     return replace(result, image_size=image.size, model_image_size=given)
+
+
+def _how_cut(request: Request, completion: Completion) -> str:
+    tokens = completion.completion_tokens
+    after = "" if tokens is None else f" after {tokens} tokens"
+    return f"the answer was cut{after} (--max-tokens {request.sampling.max_tokens})"

@@ -17,8 +17,11 @@ import click
 
 from vlmbatch import __version__
 from vlmbatch.errors import UsageError, VlmbatchError
+from vlmbatch.exports import FORMATS
 
 if TYPE_CHECKING:
+    from vlmbatch.batches.importing import Imported
+    from vlmbatch.exports.openai_batch import Exported
     from vlmbatch.job import JobSpec
     from vlmbatch.summary import Summary
 
@@ -115,8 +118,10 @@ def _pairs(
 def _words(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> list[str] | None:
-    if value is None:
-        return None
+    return None if value is None else _split(value)
+
+
+def _split(value: str) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
@@ -160,6 +165,26 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
         metavar="[TASK=]TEXT|@FILE",
         help="Word a task differently: a Jinja template over the row's columns.",
     ),
+    click.option(
+        "--json-schema",
+        "json_schemas",
+        multiple=True,
+        metavar="[TASK=]FILE",
+        help="Answers are JSON that fits the JSON Schema in FILE; repeatable.",
+    ),
+    click.option(
+        "--choices",
+        multiple=True,
+        metavar="[TASK=]A,B",
+        help="An answer is one of these; repeatable.",
+    ),
+    click.option(
+        "--regex",
+        "regexes",
+        multiple=True,
+        metavar="[TASK=]RE",
+        help="The whole answer matches this; repeatable.",
+    ),
     click.option("--system", metavar="TEXT|@FILE", help="System prompt."),
     click.option(
         "--style", type=click.Choice(["short", "detailed"]), help="Of captions. Default: short."
@@ -186,7 +211,7 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
     click.option("--limit", type=int, metavar="N", help="Only the first N rows."),
     click.option(
         "--engine",
-        type=click.Choice(["auto", "transformers", "echo"]),
+        type=click.Choice(["auto", "vllm", "transformers", "openai", "echo"]),
         help="What runs the model; echo needs none. Default: auto.",
     ),
     click.option(
@@ -199,8 +224,47 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
     ),
     click.option("--dtype", help="auto, float32, bfloat16, float16."),
     click.option("--batch-size", type=int, help="Requests per batch (transformers)."),
+    click.option("--max-model-len", type=int, help="Tokens of context (vllm)."),
+    click.option("--max-num-seqs", type=int, help="Requests computed at once (vllm)."),
+    click.option(
+        "--gpu-memory-utilization", type=float, help="Share of each GPU's memory to take (vllm)."
+    ),
+    click.option("--quantization", help="awq, gptq, fp8, ... (vllm)."),
+    click.option("--kv-cache-dtype", help="auto, fp8, ... (vllm)."),
+    click.option("--lora", metavar="PATH", help="Folder of a LoRA adapter (vllm)."),
+    click.option("--base-url", metavar="URL", help="Address that ends in /v1 (openai)."),
+    click.option(
+        "--api-key-env",
+        metavar="NAME",
+        help="Environment variable with the key (openai). Default: OPENAI_API_KEY.",
+    ),
+    click.option("--concurrency", type=int, help="Requests at once, at most (openai)."),
+    click.option(
+        "--image-transport",
+        type=click.Choice(["inline", "url"]),
+        help="Images travel in the request, or as the manifest's URLs (openai). Default: inline.",
+    ),
     click.option("--family", help="Force a model family: how it is asked and read."),
     click.option("--max-tokens", type=int, help="Tokens per answer, at most. Default: 256."),
+    click.option("--min-tokens", type=int, help="Tokens per answer, at least. Default: 0."),
+    click.option(
+        "--on-truncation",
+        type=click.Choice(["keep", "retry", "fail"]),
+        help="Of an answer that is cut at --max-tokens: retry asks up to 2 more times, with "
+        "more tokens. Default: keep.",
+    ),
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", help="An answer ends before TEXT; repeatable."
+    ),
+    click.option(
+        "--repetition-penalty", type=float, help="Above 1, repeating gets rarer. Default: 1."
+    ),
+    click.option(
+        "--num-samples",
+        type=int,
+        metavar="N",
+        help="Answers per request, at a temperature above 0. Default: 1.",
+    ),
     click.option("--temperature", type=float, help="Default: 0, greedy."),
     click.option("--top-p", type=float, help="Default: 1."),
     click.option("--seed", type=int, help="For sampling."),
@@ -230,6 +294,10 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
 ]
 
 
+ENGINE_OPTIONS = {"name": "engine", "args": "engine_args"}
+"""Keys of the engine section whose options have other names."""
+
+
 def with_options(options: list[Callable[..., Any]]) -> Callable[..., Any]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -242,9 +310,14 @@ def with_options(options: list[Callable[..., Any]]) -> Callable[..., Any]:
 @main.command()
 @with_options(RUN_OPTIONS)
 @click.option("--overwrite", is_flag=True, help="Start anew: delete the output's results first.")
+@click.option(
+    "--prepare",
+    is_flag=True,
+    help="Make the output and ask nothing yet, as for export --to openai-batch.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @clean_errors
-def run(overwrite: bool, as_json: bool, **options: Any) -> None:
+def run(overwrite: bool, prepare: bool, as_json: bool, **options: Any) -> None:
     """Ask a model about every row of MANIFEST; run again to resume.
 
     MANIFEST is a Parquet file, a folder of them, or a glob; several may be given. Its column
@@ -252,7 +325,14 @@ def run(overwrite: bool, as_json: bool, **options: Any) -> None:
     """
     from vlmbatch.run import run as run_job
 
-    summary = run_job(job_from_options(options), overwrite=overwrite, command=sys.argv[1:])
+    job = job_from_options(options)
+    summary = run_job(job, overwrite=overwrite, prepare=prepare, command=sys.argv[1:])
+    if prepare and not as_json:
+        click.echo(
+            f"prepared: {summary.left:,} rows to do, {summary.skipped:,} answered -> "
+            f"{summary.output}"
+        )
+        return
     _finish(summary, as_json)
 
 
@@ -327,6 +407,52 @@ def models(model: str | None, as_json: bool) -> None:
         click.echo("")
 
 
+@main.command()
+@click.argument("output")
+@click.argument("destination", metavar="DEST")
+@click.option("--to", "form", type=click.Choice(FORMATS), required=True, help="What to write.")
+@click.option("--model", help="The server's name for the model (openai-batch). Default: its path.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in DEST.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@clean_errors
+def export(
+    output: str,
+    destination: str,
+    form: str,
+    model: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write what OUTPUT holds in another form, to the folder DEST.
+
+    \b
+    openai-batch   the requests without a good answer, images inline, as requests-*.jsonl for
+                   `vllm run-batch` and hosted batch APIs; import-batch takes the answers in
+    """
+    from vlmbatch.exports.openai_batch import export_requests
+
+    summary = export_requests(output, destination, overwrite=overwrite, model=model)
+    _tell(summary, as_json)
+
+
+@main.command("import-batch")
+@click.argument("output")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@clean_errors
+def import_batch(output: str, files: tuple[str, ...], as_json: bool) -> None:
+    """Take the answers of an exported batch into OUTPUT, as if the run had asked.
+
+    FILES are result files of `vllm run-batch` or of a batch API, in any order. Answers that are
+    there already stay; failed ones are replaced where the files have a good answer.
+    """
+    from vlmbatch.batches.importing import import_batch as import_answers
+
+    summary = import_answers(output, files)
+    _tell(summary, as_json)
+    sys.exit(summary.exit_code)
+
+
 def job_from_options(options: dict[str, Any]) -> JobSpec:
     """The spec that these options describe, over that of --job: only what was given is set."""
     from vlmbatch.job import merged, read_job_file, set_keys, spec_from
@@ -350,6 +476,8 @@ def job_from_options(options: dict[str, Any]) -> JobSpec:
 
 
 def _values(given: dict[str, Any]) -> dict[str, Any]:
+    from vlmbatch.job import EngineSpec, SamplingSpec
+
     values: dict[str, Any] = {
         key: given[key]
         for key in (
@@ -365,8 +493,8 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
             values[key] = list(given[key])
     if "system" in given:
         values["system"] = _text(given["system"])
-    engine = {"name": "engine", "dtype": "dtype", "batch_size": "batch_size", "args": "engine_args"}
-    sampling = {name: name for name in ("temperature", "top_p", "max_tokens", "seed")}
+    engine = {name: name for name in EngineSpec.model_fields} | ENGINE_OPTIONS
+    sampling = {name: name for name in SamplingSpec.model_fields}
     for section, names in (("engine", engine), ("sampling", sampling)):
         chosen = {ours: given[theirs] for ours, theirs in names.items() if theirs in given}
         if chosen:
@@ -378,16 +506,27 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tasks(given: dict[str, Any]) -> list[dict[str, Any]]:
-    names = list(given.get("tasks", ()))
-    prompts = dict(_prompt(value, names) for value in given.get("prompts", ()))
-    if not names and any(key in given for key in ("prompts", "style")):
+    from vlmbatch.job import read_json_schema
+
+    asked = list(given.get("tasks", ()))
+    per_task: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+        "prompts": ("--prompt", "prompt", _text),
+        "json_schemas": ("--json-schema", "json_schema", read_json_schema),
+        "choices": ("--choices", "choices", _split),
+        "regexes": ("--regex", "regex", str),
+    }
+    names = asked
+    if not names and any(key in given for key in (*per_task, "style")):
         names = ["caption"]
-    unknown = [name for name in prompts if name not in names]
-    if unknown:
-        raise UsageError(
-            f"--prompt words a task {unknown[0]!r} that is not asked",
-            hint=f"add -t {unknown[0]}",
-        )
+    specs: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for option, (flag, key, read) in per_task.items():
+        for value in given.get(option, ()):
+            task, text = _of_task(flag, value, asked)
+            if task not in specs:
+                raise UsageError(
+                    f"{flag} is for a task {task!r} that is not asked", hint=f"add -t {task}"
+                )
+            specs[task][key] = read(text)
     wording = {
         "caption": ("style",),
         "vqa": ("question",),
@@ -401,33 +540,37 @@ def _tasks(given: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            **({"prompt": prompts[name]} if name in prompts else {}),
+            **specs[name],
             **{key: given[key] for key in wording.get(name, ()) if key in given},
         }
         for name in names
     ]
 
 
-def _prompt(value: str, names: list[str]) -> tuple[str, str]:
-    """(task, text) of a --prompt; without TASK= it is for the only task."""
+def _of_task(flag: str, value: str, names: list[str]) -> tuple[str, str]:
+    """(task, text) of an option; without TASK= it is for the only task."""
     task, equals, text = value.partition("=")
     if equals and task in names:
-        return task, _text(text)
+        return task, text
     if equals and task.isidentifier() and not names:
-        return task, _text(text)
+        return task, text
     if len(names) > 1:
         raise UsageError(
-            f"--prompt {value[:40]!r} does not say which task it words",
-            hint=f"write TASK=TEXT with one of: {', '.join(names)}",
+            f"{flag} {value[:40]!r} does not say which task it is for",
+            hint=f"write TASK={value[:40]} with one of: {', '.join(names)}",
         )
-    return (names[0] if names else "caption"), _text(value)
+    return (names[0] if names else "caption"), value
 
 
 def _finish(summary: Summary, as_json: bool) -> None:
+    _tell(summary, as_json)
+    sys.exit(summary.exit_code)
+
+
+def _tell(summary: Summary | Exported | Imported, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
     else:
         click.echo(summary.as_text())
     for warning in summary.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    sys.exit(summary.exit_code)

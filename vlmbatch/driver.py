@@ -28,6 +28,7 @@ from vlmbatch.scheduler import Lease, Mode, Scheduler
 from vlmbatch.tally import Tally, WorkerState
 
 LEASES_PER_WORKER = 2
+"""So many are outstanding, or more where the engine takes more requests at once than they hold."""
 LEASES_PER_SHARE = 4
 """A small job is cut so that each worker gets so many leases, not one worker all of it."""
 PLACE_SECONDS = 60.0
@@ -73,9 +74,10 @@ class Driver:
         self._retry_codes = retry_codes
         self._total = sum(map(len, pending))
         share = math.ceil(self._total / (workers * LEASES_PER_SHARE))
+        self._lease_rows = max(1, min(self._job.checkpoint_rows, share))
         self._scheduler = Scheduler(
             pending,
-            lease_rows=max(1, min(self._job.checkpoint_rows, share)),
+            lease_rows=self._lease_rows,
             part_rows=run_file.part_rows,
             boundaries=boundaries,
         )
@@ -166,16 +168,16 @@ class Driver:
                 self._died(state, reason)
             case Placed():
                 state.placed, state.started = True, time.monotonic()
-            case Said(message=Ready()):
+            case Said(message=Ready() as message):
                 state.ready, state.moved = True, time.monotonic()
+                state.capacity = message.capacity
                 self.tally.first_ready = self.tally.first_ready or state.moved
             case Said(message=Committed() as message):
                 self._committed(event.worker, state, message)
             case Said(message=Progress() as message):
                 if message.answered != state.answered:
                     state.moved = time.monotonic()
-                before = 0 if state.progress is None else state.progress.tokens
-                self.tally.tokens += message.tokens - before
+                self.tally.heard(message, state.progress)
                 state.answered, state.progress = message.answered, message
             case Said(message=Broken() as message):
                 state.broken = message
@@ -203,8 +205,9 @@ class Driver:
             return
         worker = state.setup.worker
         fatal = state.broken is not None and state.broken.fatal
+        suspects = None if state.broken is None else state.broken.suspects
         self._take_over_commits(worker)
-        self._scheduler.died(worker, strike=not fatal)
+        self._scheduler.died(worker, strike=not fatal, suspects=suspects)
         if self._signals:
             return
         if state.broken is not None and fatal:
@@ -247,7 +250,9 @@ class Driver:
                         self._gatherer.committed(shard.rows)
 
     def _feed(self, name: str, state: WorkerState) -> None:
-        while len(self._scheduler.leases_of(name)) < LEASES_PER_WORKER:
+        share = self._total // self._wanted
+        rows = max(self._lease_rows, min(state.capacity, share // LEASES_PER_WORKER))
+        while self._scheduler.left_of(name) < LEASES_PER_WORKER * rows:
             lease = self._scheduler.next_lease(name)
             if lease is None:
                 return

@@ -9,6 +9,7 @@
     ├── RunStopped                for a cause outside the command (exit 1)
     │   ├── OutputLocked          another run holds the output
     │   ├── EngineStartError      the engine cannot start here
+    │   ├── EndpointError         the endpoint is gone, or does not let us in
     │   └── WorkerRefused         a worker does not see what the driver sees
     ├── EngineDead                the engine died under its worker; the worker ends, not the run
     └── RequestFailed             one request, or one row, failed: carries its Failure
@@ -36,6 +37,7 @@ class ErrorCode(StrEnum):
     ENGINE_FAILED = "engine_failed"
     ENGINE_TIMEOUT = "engine_timeout"
     ENGINE_CRASH = "engine_crash"
+    TRUNCATED = "truncated"
     PARSE_FAILED = "parse_failed"
     SCHEMA_MISMATCH = "schema_mismatch"
 
@@ -104,12 +106,25 @@ class EngineStartError(RunStopped):
     """The engine cannot start: the model is missing, a library is missing, memory is short."""
 
 
+class EndpointError(RunStopped):
+    """The endpoint cannot be reached, has not answered for too long, or does not let us in."""
+
+
 class WorkerRefused(RunStopped):
     """A worker does not see the output, the manifest or the version that the driver sees."""
 
 
 class EngineDead(VlmbatchError):
-    """The engine died: the worker ends, its ranges go to others."""
+    """The engine died: the worker ends, its ranges go to others.
+
+    ``suspects``: the rows that the engine was computing when it died, where it knows them.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, suspects: frozenset[int] | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.suspects = suspects
 
 
 class RequestFailed(VlmbatchError):

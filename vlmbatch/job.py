@@ -6,12 +6,14 @@ in run.json, and workers read it from there.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from vlmbatch.errors import FingerprintMismatch, UsageError
 
@@ -51,6 +53,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+_OBJECT_OR_PATH = {"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "null"}]}
+
+
 class TaskSpec(Section):
     """What is asked about every row."""
 
@@ -62,6 +67,13 @@ class TaskSpec(Section):
     question: str | None = Field(None, description="stands for a missing question column")
     phrase: str | None = Field(None, description="stands for a missing phrase column")
     labels: list[str] | None = Field(None, description="stand for a missing labels column")
+    json_schema: Annotated[dict[str, Any] | None, WithJsonSchema(_OBJECT_OR_PATH)] = Field(
+        None,
+        description="JSON Schema that the answer must fit, or the path of its file beside the job "
+        "spec; the object goes to `json`",
+    )
+    choices: list[str] | None = Field(None, description="the answer is one of these")
+    regex: str | None = Field(None, description="the whole answer matches this")
 
 
 def _as_texts(value: object) -> object:
@@ -75,12 +87,32 @@ def _as_texts(value: object) -> object:
 class EngineSpec(Section):
     """What runs the model."""
 
-    name: Literal["auto", "transformers", "echo"] = "auto"
+    name: Literal["auto", "vllm", "transformers", "openai", "echo"] = "auto"
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     batch_size: int | None = Field(None, ge=1, description="transformers: requests per batch")
+    max_model_len: int | None = Field(None, ge=1, description="vllm: tokens of context")
+    max_num_seqs: int | None = Field(None, ge=1, description="vllm: requests computed at once")
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="vllm: share of each GPU's memory that it takes"
+    )
+    quantization: str | None = Field(None, description="vllm: awq, gptq, fp8, ...")
+    kv_cache_dtype: str | None = Field(None, description="vllm: auto, fp8, ...")
+    lora: str | None = Field(None, description="vllm: folder of a LoRA adapter")
+    base_url: str | None = Field(None, description="openai: address that ends in /v1")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="openai: name of the environment variable with the key"
+    )
+    concurrency: int | None = Field(None, ge=1, description="openai: requests at once, at most")
+    image_transport: Literal["inline", "url"] = Field(
+        "inline", description="openai: images travel in the request, or as the manifest's URLs"
+    )
     args: Annotated[dict[str, str], BeforeValidator(_as_texts)] = Field(
         default_factory=dict, description="key=value for the engine"
     )
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
 
 class SamplingSpec(Section):
@@ -89,11 +121,16 @@ class SamplingSpec(Section):
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(256, ge=1)
+    min_tokens: int = Field(0, ge=0)
     seed: int | None = None
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    repetition_penalty: float = Field(1.0, gt=0)
+    stop: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        default_factory=list, description="an answer ends before any of these texts"
+    )
+    num_samples: int = Field(1, ge=1, le=1000, description="answers per request")
+    on_truncation: Literal["keep", "retry", "fail"] = Field(
+        "keep", description="of an answer that is cut at max_tokens"
+    )
 
 
 def _as_tasks(value: object) -> object:
@@ -166,7 +203,25 @@ def read_job_file(path: str) -> dict[str, Any]:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} is not a job spec: it holds no keys", hint="see jobs/")
+    tasks = values.get("tasks")
+    for task in tasks if isinstance(tasks, list) else []:
+        if isinstance(task, dict) and isinstance(schema := task.get("json_schema"), str):
+            task["json_schema"] = read_json_schema(os.path.join(os.path.dirname(path), schema))
     return values
+
+
+def read_json_schema(path: str) -> Any:
+    """The object in a JSON file; whether it is a schema is seen later, with its task."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except OSError as error:
+        raise UsageError(f"cannot read the JSON Schema {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is no JSON Schema: it holds no object")
+    return value
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Each message is a frozen dataclass; ``to_json`` and ``from_json`` carry it as a 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -73,6 +73,12 @@ class Progress:
     waiting_for_engine: int
     peak_memory: int
     """Bytes of resident memory, at most so far."""
+    starved: float = 0.0
+    """Seconds in which the engine had fewer requests than it can use, while rows were left."""
+    elapsed: float = 0.0
+    """Seconds of which ``starved`` is a part: from the first request to the last row fed."""
+    counters: dict[str, int] = field(default_factory=dict)
+    """What the loader and the engine have done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,8 @@ class Broken:
     hint: str | None
     fatal: bool
     exit_code: int = 1
+    suspects: tuple[int, ...] | None = None
+    """Rows that the engine was computing when it died; None: any that the worker held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,8 @@ def to_json(message: Message) -> dict[str, Any]:
 
 def from_json(value: dict[str, Any]) -> Message:
     rest = {key: item for key, item in value.items() if key != "type"}
-    if "codes" in rest:
-        rest["codes"] = tuple(rest["codes"])
+    for name in ("codes", "suspects"):
+        if rest.get(name) is not None:
+            rest[name] = tuple(rest[name])
     message: Message = _TYPES[value["type"]](**rest)
     return message

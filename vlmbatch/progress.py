@@ -82,6 +82,7 @@ class ProgressReport:
                 "rows_per_second": round(_rate(tally, workers), 2),
                 "seconds_left": self._seconds_left(tally, workers),
                 "completion_tokens": counts.completion_tokens,
+                "engine_starved": tally.engine_starved,
                 "workers": {
                     name: {
                         "ready": worker.ready,

@@ -63,6 +63,8 @@ class LoadedImage:
     size: Size
     key: str
     """Same key, same content: engines cache by it."""
+    url: str | None = None
+    """Where the endpoint fetches it by itself; then ``pixels`` and ``size`` are a stand-in."""
 
 
 class TaskKind(StrEnum):
@@ -83,7 +85,22 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int = 256
+    min_tokens: int = 0
     seed: int | None = None
+    """Of this very request: the samples of one request have different ones."""
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    """An answer ends before any of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The form that an answer must have; exactly one of the three is set. See structure.py."""
+
+    json_schema: str | None = None
+    """A JSON Schema, as JSON text."""
+    choices: tuple[str, ...] = ()
+    regex: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +124,7 @@ class Request:
     """What to look for: the labels of a detect request, the phrase of a ground request."""
     images: tuple[LoadedImage, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    structure: Structure | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     problem: Failure | None = None
     """Why this cannot be asked; then it goes to no engine."""

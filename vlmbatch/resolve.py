@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
-from os import environ
+from os import environ, path
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from vlmbatch.engines import asked_args, check_args
+from vlmbatch.engines import asked_settings, check_engine
+from vlmbatch.engines.choice import choose_engine
 from vlmbatch.errors import ManifestError, UsageError
 from vlmbatch.families import Family, family_for
-from vlmbatch.job import JobSpec, TaskSpec
+from vlmbatch.job import EngineSpec, JobSpec, SamplingSpec, TaskSpec
 from vlmbatch.manifest import Columns, Manifest
 from vlmbatch.manifest.columns import ASKED, choose_columns
-from vlmbatch.models import ModelNotFound, resolve_model
+from vlmbatch.models import ModelNotFound, folder_fingerprint, resolve_model
 from vlmbatch.records import Sampling
 from vlmbatch.results.schema import RESULT_SCHEMA, SCHEMA_VERSION, result_schema
 from vlmbatch.run_file import RunFile
-from vlmbatch.tasks import Task, make_task
+from vlmbatch.tasks import Task, make_task, sampling_of
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM-500M-Instruct"
 DEMO_ROWS = 1000
@@ -39,6 +41,8 @@ class Asking:
     schema: pa.Schema
     system: str | None
     sampling: Sampling
+    num_samples: int
+    on_truncation: str
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,16 @@ class Resolved:
     ask: dict[str, Any]
     read: dict[str, Any]
     warnings: list[str]
+    notes: list[str]
+    """What was decided for this start, and why; said, and not stored."""
 
 
 def asking_of(job: JobSpec, manifest: Manifest, config: Mapping[str, Any]) -> Asking:
     """Raises UsageError or ManifestError for a task, template or column that does not fit."""
     tasks = tuple(make_task(spec) for spec in job.tasks)
     _no_task_twice(tasks)
+    _check_sampling(job.sampling)
+    _check_structures(tasks, job.engine.name)
     where = manifest.files[0].name if len(manifest.files) == 1 else manifest.folder
     carried = _carried(job.carry, manifest.schema, job.columns)
     wanted = [*carried, *_template_columns(tasks, job, manifest.schema)]
@@ -66,7 +74,6 @@ def asking_of(job: JobSpec, manifest: Manifest, config: Mapping[str, Any]) -> As
     columns = choose_columns(manifest.schema, job.columns, wanted, where=where)
     for task in tasks:
         _check_asked(task.spec, columns, where)
-    sampling = job.sampling
     return Asking(
         tasks,
         family_for(config, job.family),
@@ -74,7 +81,9 @@ def asking_of(job: JobSpec, manifest: Manifest, config: Mapping[str, Any]) -> As
         tuple(carried),
         result_schema([manifest.schema.field(name) for name in carried]),
         job.system,
-        Sampling(sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed),
+        sampling_of(job.sampling),
+        job.sampling.num_samples,
+        job.sampling.on_truncation,
     )
 
 
@@ -85,8 +94,14 @@ def resolve(job: JobSpec, manifest: Manifest, stored: RunFile | None) -> Resolve
         job = _as_before(job, stored)
     job = job.model_copy(update={"tasks": job.tasks or _default_tasks(job, manifest)})
     pinned = "revision" in job.model_fields_set and _COMMIT.fullmatch(job.revision or "")
-    job, model = _with_engine_and_model(job, manifest, fresh=stored is None, warnings=warnings)
-    check_args(job.engine)
+    notes: list[str] = []
+    job, model = _with_engine_and_model(
+        job, manifest, fresh=stored is None, warnings=warnings, notes=notes
+    )
+    check_engine(job.engine)
+    if job.engine.lora is not None:
+        engine = job.engine.model_copy(update={"lora": path.abspath(job.engine.lora)})
+        job = job.model_copy(update={"engine": engine})
     if job.engine.name == "transformers" and job.gpus_per_worker > 1:
         raise UsageError(
             "the transformers engine puts a model on one GPU",
@@ -99,7 +114,7 @@ def resolve(job: JobSpec, manifest: Manifest, stored: RunFile | None) -> Resolve
             "--trust-remote-code runs code from the Hub, and no --revision pins it to a commit",
             hint=f"after reading that code, pin it: --revision {model['revision']}",
         )
-    return Resolved(job, model, _ask(job, manifest, model), _read(asking), warnings)
+    return Resolved(job, model, _ask(job, manifest, model), _read(asking), warnings, notes)
 
 
 def _as_before(job: JobSpec, stored: RunFile) -> JobSpec:
@@ -119,6 +134,8 @@ def _as_before(job: JobSpec, stored: RunFile) -> JobSpec:
         for name in ("name", "dtype")
         if getattr(job.engine, name) == "auto"
     }
+    if before.engine.name == "openai" == engine.get("name", job.engine.name):
+        engine |= _endpoint_as_before(job.engine, before.engine)
     if before.engine.name == "echo" and "model" in given:  # a model's answers are wanted now
         engine.pop("name", None)
     changes["engine"] = job.engine.model_copy(update=engine)
@@ -129,6 +146,14 @@ def _as_before(job: JobSpec, stored: RunFile) -> JobSpec:
         )
     changes["part_rows"] = stored.part_rows
     return job.model_copy(update=changes)
+
+
+def _endpoint_as_before(engine: EngineSpec, before: EngineSpec) -> dict[str, Any]:
+    changes: dict[str, Any] = {"base_url": engine.base_url or before.base_url}
+    dialect = before.args.get("dialect", "auto")
+    if engine.args.get("dialect", "auto") == "auto" != dialect:
+        changes["args"] = {**engine.args, "dialect": dialect}
+    return changes
 
 
 def _default_tasks(job: JobSpec, manifest: Manifest) -> list[TaskSpec]:
@@ -142,7 +167,7 @@ def _default_tasks(job: JobSpec, manifest: Manifest) -> list[TaskSpec]:
 
 
 def _with_engine_and_model(
-    job: JobSpec, manifest: Manifest, *, fresh: bool, warnings: list[str]
+    job: JobSpec, manifest: Manifest, *, fresh: bool, warnings: list[str], notes: list[str]
 ) -> tuple[JobSpec, dict[str, Any]]:
     if job.engine.name == "echo":
         model = {"label": "echo", "path": "", "revision": "", "config": {}, "hub": False}
@@ -152,6 +177,8 @@ def _with_engine_and_model(
             except ModelNotFound as error:
                 warnings.append(f"{error.message}; the echo engine asks as for any model")
         return job, model
+    if _wants_endpoint(job.engine):
+        return _with_endpoint(job, fresh=fresh)
     name, fallback = job.model or environ.get("VLMBATCH_MODEL"), False
     if not name:
         name, fallback = DEFAULT_MODEL, fresh and job.ray_address is None
@@ -175,12 +202,9 @@ def _with_engine_and_model(
         found = resolve_model(name, None)
     engine = job.engine
     if engine.name == "auto":
-        if find_spec("torch") is None or find_spec("transformers") is None:
-            raise UsageError(
-                "no engine is installed that can run a model",
-                hint="pip install 'vlmbatch[transformers]', or --engine echo to try the pipeline",
-            )
-        engine = engine.model_copy(update={"name": "transformers"})
+        chosen, reason = choose_engine(found.config)
+        engine = engine.model_copy(update={"name": chosen})
+        notes.append(f"engine {chosen}: {reason}")
     model = {
         "label": found.label,
         "path": found.path,
@@ -192,6 +216,49 @@ def _with_engine_and_model(
     return job.model_copy(update={"model": name, "revision": revision, "engine": engine}), model
 
 
+def _wants_endpoint(engine: EngineSpec) -> bool:
+    return engine.name == "openai" or (engine.name == "auto" and engine.base_url is not None)
+
+
+def _with_endpoint(job: JobSpec, *, fresh: bool) -> tuple[JobSpec, dict[str, Any]]:
+    """The endpoint's name for the model, as it is: asked for when the run is new.
+
+    Raises EndpointError where the endpoint cannot be reached, before anything is written.
+    """
+    engine = job.engine.model_copy(update={"name": "openai"})
+    check_engine(engine)
+    if job.revision is not None:
+        raise UsageError(
+            "--revision is not for an endpoint, which decides itself what it serves",
+            hint="leave it out",
+        )
+    boxes = [task.name for task in job.tasks if task.name in ("ground", "detect")]
+    if boxes and engine.image_transport == "url":
+        raise UsageError(
+            f"-t {boxes[0]} needs the sizes of the images, which are not read here where they go "
+            "to the endpoint as URLs",
+            hint="--image-transport inline",
+        )
+    name = job.model
+    if fresh or name is None:
+        from vlmbatch.engines.chat import check_dialect
+        from vlmbatch.engines.endpoint import address_of, check_served, chosen_model, look
+
+        offer, address = look(engine), address_of(engine.base_url or "")
+        if name is None:
+            name = chosen_model(offer, address)
+        check_served(name, offer, address)
+        dialect = engine.args.get("dialect", "auto")
+        dialect = offer.dialect if dialect == "auto" else dialect
+        for task in job.tasks:
+            check_dialect(dialect, sampling_of(job.sampling), make_task(task).structure)
+        engine = engine.model_copy(update={"args": {**engine.args, "dialect": dialect}})
+    model = {"label": name, "path": name, "revision": "", "config": {}, "hub": False}
+    with suppress(UsageError):  # the same name may be known here: then so is its family
+        model["config"] = dict(resolve_model(name, offline=True).config)
+    return job.model_copy(update={"model": name, "engine": engine}), model
+
+
 def _ask(job: JobSpec, manifest: Manifest, model: Mapping[str, Any]) -> dict[str, Any]:
     """What the model is given. A resume with any difference is refused, field by field."""
     ask: dict[str, Any] = {
@@ -201,8 +268,8 @@ def _ask(job: JobSpec, manifest: Manifest, model: Mapping[str, Any]) -> dict[str
         "system": job.system,
         "model": f"{model['label']} {model['revision']}".strip(),
         "engine": job.engine.name,
-        "engine.args": asked_args(job.engine),
-        "dtype": job.engine.dtype,
+        **asked_settings(job.engine),
+        "lora": None if job.engine.lora is None else _content_of_lora(job.engine.lora),
         "max_image_pixels": job.max_image_pixels,
         "max_image_bytes": job.max_image_bytes,
     }
@@ -216,6 +283,12 @@ def _ask(job: JobSpec, manifest: Manifest, model: Mapping[str, Any]) -> dict[str
     return ask
 
 
+def _content_of_lora(folder: str) -> str:
+    if not Path(folder).is_dir():
+        raise UsageError(f"--lora {folder}: no such folder")
+    return folder_fingerprint(Path(folder))
+
+
 def _read(asking: Asking) -> dict[str, Any]:
     family = asking.family
     return {"family": family.name, "family_version": family.version, "schema": SCHEMA_VERSION}
@@ -226,6 +299,30 @@ def _no_task_twice(tasks: Sequence[Task]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"task {name!r} is given twice", hint="give each -t once")
+
+
+def _check_sampling(sampling: SamplingSpec) -> None:
+    if sampling.num_samples > 1 and sampling.temperature == 0:
+        raise UsageError(
+            f"--num-samples {sampling.num_samples} at temperature 0 gives the same answer "
+            f"{sampling.num_samples} times",
+            hint="--temperature 0.7",
+        )
+    if sampling.min_tokens > sampling.max_tokens:
+        raise UsageError(
+            f"--min-tokens {sampling.min_tokens} is more than --max-tokens {sampling.max_tokens}"
+        )
+    if "" in sampling.stop:
+        raise UsageError("--stop is empty: every answer would end at once")
+
+
+def _check_structures(tasks: Sequence[Task], engine: str) -> None:
+    structured = [task.name for task in tasks if task.structure is not None]
+    if structured and engine == "transformers":
+        raise UsageError(
+            f"the transformers engine cannot hold a model to a schema (task {structured[0]!r})",
+            hint="--engine vllm or openai can",
+        )
 
 
 def _carried(carry: Sequence[str], schema: pa.Schema, renamed: Mapping[str, str]) -> list[str]:

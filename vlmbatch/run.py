@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.driver import Driver, Interrupted, TooManyFailures
-from vlmbatch.engines import asked_args, check_args
+from vlmbatch.engines import asked_settings, check_engine
 from vlmbatch.errors import FingerprintMismatch, RunStopped, UsageError
 from vlmbatch.executors import Executor
 from vlmbatch.executors.choice import NoWorkers, check_executor, choose_executor, make_executor
@@ -29,11 +29,14 @@ from vlmbatch.results.retry import FailedResults
 from vlmbatch.results.store import LocalStore
 from vlmbatch.run_file import RunFile, new_run_id, now, read_run_file, write_run_file
 from vlmbatch.summary import INTERRUPTED, TOO_MANY_FAILED, Summary, summarise
+from vlmbatch.tally import Tally
 from vlmbatch.terminal import say, stdout_to
 
 
-def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -> Summary:
-    """The main job. Run again to resume."""
+def run(
+    job: JobSpec, *, overwrite: bool = False, prepare: bool = False, command: Sequence[str] = ()
+) -> Summary:
+    """The main job. Run again to resume. ``prepare``: all but the asking."""
     check_executor(job)
     store = LocalStore(output_folder(job))
     named = job.manifest
@@ -43,6 +46,8 @@ def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -
     stored = None if overwrite else read_run_file(store)
     manifest = open_manifest(named, _same_listing(job, stored))
     resolved = resolve(job, manifest, stored)
+    for note in resolved.notes:
+        say(note)
     if overwrite:
         check_ours(store)
     else:
@@ -60,6 +65,8 @@ def run(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -
             _delete_results(store)
         store.clean_tmp()
         output.delete_strays()
+        if prepare:
+            return _prepared(output, run_file, manifest, resumed=stored is not None)
         return _work(
             output,
             run_file,
@@ -83,8 +90,8 @@ def retry(
     job = stored.spec
     args = {**job.engine.args, **engine_args}
     engine = job.engine.model_copy(update={"args": args})
-    check_args(engine)
-    if asked_args(engine) != asked_args(job.engine):
+    check_engine(engine)
+    if asked_settings(engine) != asked_settings(job.engine):
         raise UsageError("that --engine-arg changes the answers; a retry asks the same again")
     job = job.model_copy(update={**changes, "engine": engine})
     check_executor(job)
@@ -123,6 +130,31 @@ def output_folder(job: JobSpec) -> str:
     stem = Path(plain[-1]).stem if plain and plain[-1] not in (".", "..") else "results"
     tasks = [task.name for task in job.tasks] or ["caption"]
     return f"{stem}-{'+'.join(tasks)}"
+
+
+def _prepared(output: Output, run_file: RunFile, manifest: Manifest, *, resumed: bool) -> Summary:
+    """The output stands, and nothing was asked."""
+    if not resumed:
+        output.store.write_json(
+            output.store.ours / "status.json", {"state": "prepared", "updated": now()}
+        )
+    total = min(manifest.rows, run_file.spec.limit or manifest.rows)
+    there = output.counts()
+    return summarise(
+        run_file,
+        Tally(),
+        there,
+        there,
+        rows=total,
+        skipped=total - sum(map(len, _pending(output, manifest, run_file.spec.limit))),
+        executor="none",
+        workers=0,
+        output=str(output.store.folder),
+        resumed=resumed,
+        code=0,
+        is_retry=False,
+        warnings=list(run_file.warnings),
+    )
 
 
 def _work(

@@ -8,7 +8,7 @@ range of its own stretch, then the first fresh one, then half of what another wo
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -122,19 +122,29 @@ class Scheduler:
                 kept.append(held)
         self._held[worker] = kept
 
-    def died(self, worker: str, *, strike: bool = True) -> None:
-        """The worker is gone: its rows are pending again, each of its ranges with a strike."""
+    def died(
+        self, worker: str, *, strike: bool = True, suspects: Collection[int] | None = None
+    ) -> None:
+        """The worker is gone: its rows are pending again, each of its ranges with a strike; only
+        those of ``suspects`` where it is known which rows were being computed."""
         for held in self._held.pop(worker, []):
             rest = list(held.left)
-            if held.lease.mode is Mode.NORMAL:
-                self._return_normal(held, rest, strike)
-            elif rest:
-                self._return_suspect(held, rest, strike)
+            if held.lease.mode is not Mode.NORMAL:
+                if rest:
+                    self._return_suspect(held, rest, strike)
+            elif strike and suspects is not None:
+                rows_of = (Range(row, row + 1) for row in suspects)
+                struck = Intervals(row for row in rows_of if held.left.covers(row))
+                self._return_normal(list(struck), held.strikes + 1)
+                for rows in struck:
+                    held.left.remove(rows)
+                self._return_normal(list(held.left), held.strikes)
+            else:
+                self._return_normal(rest, held.strikes + int(strike))
         if worker in self._reading:
             self._put_back(self._reading.pop(worker))
 
-    def _return_normal(self, held: _Held, rest: list[Range], strike: bool) -> None:
-        strikes = held.strikes + int(strike)
+    def _return_normal(self, rest: list[Range], strikes: int) -> None:
         for rows in rest:
             if strikes >= STRIKES:
                 self._suspects.append(_Suspect(rows))

@@ -87,6 +87,7 @@ def describe(found: dict[str, Any]) -> str:
     elif found["done"] < found["rows"]:
         raised = "--max-failure-rate" in found["reason"]
         how = ", with a higher --max-failure-rate," if raised else ""
+        how = " without --prepare" if found["state"] == "prepared" else how
         lines.append(f"  run the same command again{how} to go on")
     if found["failed"] and found["state"] != "running":
         command = shlex.join(["vlmbatch", "retry", found["output"]])

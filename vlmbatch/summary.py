@@ -31,6 +31,12 @@ class Summary:
     rows_per_second: float
     prompt_tokens: int
     completion_tokens: int
+    attempts: dict[str, int]
+    """How many answers needed how many calls of the engine."""
+    engine_starved: float | None
+    """Share of the time in which engines had fewer requests than they can use."""
+    engine_counters: dict[str, int]
+    """The share of the time in which engines had fewer requests than they can use at once."""
     model: str
     engine: str
     executor: str
@@ -57,6 +63,8 @@ class Summary:
             f"by {self.model} ({self.engine})",
             f"  in {self.output}",
         ]
+        if line := _more_attempts(self.attempts):
+            lines.insert(-1, f"  {line}")
         for code, count in self.failures.items():
             lines.insert(-1, f"    {count:>9,}  {code}")
         if self.failed:
@@ -67,6 +75,16 @@ class Summary:
             how = ", with a higher --max-failure-rate" if raised else ""
             lines.append(f"  to go on: the same command again{how}")
         return "\n".join(lines)
+
+
+def _more_attempts(attempts: dict[str, int]) -> str:
+    """For example: 12 answers needed 2 attempts, 1 needed 3. Empty if one was enough for all."""
+    more = [(count, number) for number, count in attempts.items() if number != "1"]
+    if not more:
+        return ""
+    (count, number), *rest = more
+    first = f"{count:,} answer{'' if count == 1 else 's'} needed {number} attempts"
+    return ", ".join([first, *(f"{count:,} needed {number}" for count, number in rest)])
 
 
 def summarise(
@@ -109,6 +127,9 @@ def summarise(
         rows_per_second=round(done.rows / tally.seconds, 2) if tally.seconds else 0.0,
         prompt_tokens=done.prompt_tokens,
         completion_tokens=done.completion_tokens,
+        attempts={str(attempts): count for attempts, count in sorted(done.attempts.items())},
+        engine_starved=tally.engine_starved,
+        engine_counters=dict(sorted(tally.counters.items())),
         model=run_file.model["label"],
         engine=run_file.spec.engine.name,
         executor=executor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from vlmbatch.messages import Broken, Progress, Setup
@@ -18,6 +19,8 @@ class WorkerState:
     moved: float
     placed: bool = False
     ready: bool = False
+    capacity: int = 0
+    """Requests that its engine can use at once."""
     answered: int = 0
     ended: bool = False
     broken: Broken | None = None
@@ -33,8 +36,26 @@ class Tally:
     tokens: int = 0
     """Of completions, committed or not."""
     deaths: int = 0
+    starved: float = 0.0
+    """Of all workers, as in Progress; so is ``elapsed``."""
+    elapsed: float = 0.0
+    counters: Counter[str] = field(default_factory=Counter)
+    """What loaders and engines have done: decoded images, cached tokens, ..."""
     first_ready: float | None = None
     last_commit: float | None = None
+
+    def heard(self, progress: Progress, before: Progress | None) -> None:
+        """Add what a worker has done since it last said so."""
+        self.tokens += progress.tokens - (before.tokens if before else 0)
+        self.starved += progress.starved - (before.starved if before else 0.0)
+        self.elapsed += progress.elapsed - (before.elapsed if before else 0.0)
+        self.counters.update(progress.counters)
+        self.counters.subtract(before.counters if before else {})
+
+    @property
+    def engine_starved(self) -> float | None:
+        """The share of the time in which engines had too little to do; None: too short to say."""
+        return round(min(1.0, self.starved / self.elapsed), 4) if self.elapsed > 0 else None
 
     @property
     def seconds(self) -> float:

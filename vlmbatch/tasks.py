@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,8 +13,9 @@ from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage, UsageError, failed
-from vlmbatch.job import BUILT_IN_TASKS, TaskSpec
-from vlmbatch.records import Request, Row, Sampling, TaskKind
+from vlmbatch.job import BUILT_IN_TASKS, SamplingSpec, TaskSpec
+from vlmbatch.records import Request, Row, Sampling, Structure, TaskKind
+from vlmbatch.structure import structure_of
 
 _templates = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
@@ -57,6 +58,11 @@ class Task:
         return None if self.spec.prompt is None else _templates.from_string(self.spec.prompt)
 
     @cached_property
+    def structure(self) -> Structure | None:
+        """What its answers must look like."""
+        return structure_of(self.spec)
+
+    @cached_property
     def variables(self) -> frozenset[str]:
         """The names that the prompt template uses."""
         if self.spec.prompt is None:
@@ -65,7 +71,10 @@ class Task:
 
 
 def make_task(spec: TaskSpec) -> Task:
-    """The task of a spec. Raises UsageError for an unknown name or a template that is none."""
+    """The task of a spec.
+
+    Raises UsageError for an unknown name, a template that is none, or a structure that is none.
+    """
     if spec.name not in BUILT_IN_TASKS and spec.prompt is None:
         raise UsageError(
             f"unknown task {spec.name!r}",
@@ -85,7 +94,14 @@ def make_task(spec: TaskSpec) -> Task:
             f"the prompt of task {spec.name!r} is not a template: {error}",
             hint="it is Jinja: {{ column }} stands for a column of the row",
         ) from None
+    task.structure  # noqa: B018  is checked
     return task
+
+
+def sampling_of(spec: SamplingSpec) -> Sampling:
+    """How the tokens of one answer are picked."""
+    values = spec.model_dump(exclude={"num_samples", "on_truncation"})
+    return Sampling(**{**values, "stop": tuple(spec.stop)})
 
 
 def requests_of(
@@ -95,12 +111,17 @@ def requests_of(
     *,
     system: str | None,
     sampling: Sampling,
+    num_samples: int = 1,
 ) -> list[Request]:
     """The row's requests, numbered from 0; one that cannot be asked says why in ``problem``.
+
+    Each comes ``num_samples`` times in a row, with samples from 0 and seeds of their own.
 
     An empty list means that nothing is asked about this row (all question lists are empty).
     """
     found: list[Request] = []
+    asked = 0
+    samplings = [_of_sample(sampling, sample) for sample in range(num_samples)]
     for task in tasks:
         for ask, failure in _asks(task, row):
             prompt, question, problem = "", ask.question, failure
@@ -109,23 +130,31 @@ def requests_of(
                     prompt, question = _worded(task, ask, row, family)
                 except RequestFailed as error:
                     problem = error.failure
-            found.append(
+            found += [
                 Request(
                     row=row.row,
-                    request=len(found),
-                    sample=0,
+                    request=asked,
+                    sample=sample,
                     task=task.name,
                     kind=task.kind,
                     prompt=prompt,
                     question=question,
                     system=system,
                     labels=ask.labels,
-                    sampling=sampling,
+                    sampling=own,
+                    structure=task.structure,
                     fields=row.fields,
                     problem=problem,
                 )
-            )
+                for sample, own in enumerate(samplings)
+            ]
+            asked += 1
     return found
+
+
+def _of_sample(sampling: Sampling, sample: int) -> Sampling:
+    """With another seed for every sample, if there is one."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + sample)
 
 
 def _asks(task: Task, row: Row) -> Iterator[tuple[Ask, Failure | None]]:

@@ -24,13 +24,16 @@ from vlmbatch import __version__
 from vlmbatch.answering import Answering
 from vlmbatch.engines import make_engine
 from vlmbatch.errors import (
+    EndpointError,
     EngineDead,
     ManifestError,
     VlmbatchError,
     WorkerRefused,
 )
 from vlmbatch.images.budget import ByteBudget
-from vlmbatch.images.load import ImageLoader, Limits
+from vlmbatch.images.load import ImageLoader, Limits, Loader
+from vlmbatch.images.urls import ImageUrls
+from vlmbatch.intervals import Intervals
 from vlmbatch.manifest import Manifest, RowStream
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Message, Progress, Ready, Setup, Work
 from vlmbatch.records import Range, Result, Row
@@ -89,16 +92,20 @@ class Worker:
             self._run_file.spec, self._manifest, self._run_file.model["config"]
         )
         job = self._run_file.spec
-        self._engine = make_engine(job, self._run_file.model)
+        many_images = self._asking.columns.images_as_lists
+        self._engine = make_engine(job, self._run_file.model, many_images=many_images)
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="load")
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
-        loader = ImageLoader(
+        loader: Loader = ImageLoader(
             base=self._manifest.folder,
             budget=ByteBudget(job.image_memory),
             executor=self._threads,
             limits=Limits(max_bytes=job.max_image_bytes, max_pixels=job.max_image_pixels),
             target=self._asking.family.target,
         )
+        if job.engine.image_transport == "url":
+            loader = ImageUrls()
+        self._loader = loader
         self._stream = RowStream(self._manifest, self._asking.columns)
         failed = FailedResults(self._output(), set(setup.codes)) if setup.retry else None
         self._answering = Answering(self._asking, loader, self._engine, failed)
@@ -128,12 +135,15 @@ class Worker:
             drain = await self._receive(inbox, leases)
             if drain is not None:
                 await self._drain(drain.seconds, feeder)
+                self._emit(self.progress())
                 self._emit(Ended())
         except VlmbatchError as error:
             log.error("%s", error)
-            if isinstance(error, ManifestError):  # what was read before is worth keeping
-                with contextlib.suppress(VlmbatchError):
+            with contextlib.suppress(VlmbatchError):  # what was answered before is worth keeping
+                if isinstance(error, ManifestError):
                     await self._drain(1.0, feeder)
+                elif isinstance(error, EngineDead | EndpointError):
+                    await self._keep_answered(feeder)
             self._emit(_broken(error))
         finally:
             ticker.cancel()
@@ -188,7 +198,15 @@ class Worker:
         finished = sum(len(lease.answered) for lease in self._open.values())
         asked = self._answering.asked
         return Progress(
-            asked.answered, finished, len(self._rows), asked.tokens, asked.in_engine, peak
+            asked.answered,
+            finished,
+            len(self._rows),
+            asked.tokens,
+            asked.in_engine,
+            peak,
+            asked.starved,
+            asked.elapsed,
+            _counters(self._loader, self._engine),
         )
 
     # feeding
@@ -202,6 +220,7 @@ class Worker:
                 if work.mode == Mode.NORMAL:
                     await self._in_flight.acquire()
                     await self._loading.acquire()
+                    self._answering.asked.fed()
                     task = asyncio.create_task(self._guarded(self._row_task(lease, row)))
                     self._rows.add(task)
                     task.add_done_callback(self._rows.discard)
@@ -251,15 +270,31 @@ class Worker:
             first, stop = lease.next_row, lease.ready
             if first == stop:
                 return
-            results = [result for row in range(first, stop) for result in lease.answered[row]]
-            write = partial(self._write, results, Range(first, stop))
-            counts = await asyncio.get_running_loop().run_in_executor(self._threads, write)
-            for row in range(first, stop):
-                lease.size -= sum(map(_size, lease.answered.pop(row)))
+            committed = await self._commit_rows(lease, Range(first, stop))
             lease.next_row = stop
             if lease.next_row == lease.work.stop:
                 del self._open[lease.work.lease]
-        self._emit(Committed(first, stop, counts))
+        self._emit(committed)
+
+    async def _commit_rows(self, lease: OpenLease, rows: Range) -> Committed:
+        """Write these rows, all answered, as a shard."""
+        each = range(rows.first, rows.stop)
+        results = [result for row in each for result in lease.answered[row]]
+        write = partial(self._write, results, rows)
+        counts = await asyncio.get_running_loop().run_in_executor(self._threads, write)
+        for row in each:
+            lease.size -= sum(map(_size, lease.answered.pop(row)))
+        return Committed(rows.first, rows.stop, counts)
+
+    async def _keep_answered(self, feeder: asyncio.Task[None]) -> None:
+        """The engine is dead: commit all rows that it answered, wherever they stand in a lease."""
+        feeder.cancel()
+        for task in list(self._rows):
+            task.cancel()
+        for lease in self._open.values():
+            async with lease.commit:  # a commit that is being written comes first
+                for rows in Intervals(Range(row, row + 1) for row in lease.answered):
+                    self._emit(await self._commit_rows(lease, rows))
 
     def _write(self, results: list[Result], rows: Range) -> dict[str, object]:
         if not results:  # a retry, and nothing in these rows had failed
@@ -300,6 +335,14 @@ def _some(rows: Iterator[Row]) -> list[Row]:
     return some
 
 
+def _counters(*sources: object) -> dict[str, int]:
+    """What loader and engine say they have done, where they count it."""
+    found: dict[str, int] = {}
+    for source in sources:
+        found.update(getattr(source, "counters", {}))
+    return found
+
+
 def _size(result: Result) -> int:
     """About how many bytes the result takes."""
     size = 200 + len(result.question or "") + len(result.image or "")
@@ -315,7 +358,9 @@ def _broken(error: VlmbatchError) -> Broken:
     """An engine that dies may be started again; one that cannot start, or a store, cannot."""
     fatal = not isinstance(error, EngineDead)
     exit_code = 1 if isinstance(error, ManifestError) else error.exit_code  # rows ran before
-    return Broken(error.message, error.hint, fatal, exit_code)
+    suspects = error.suspects if isinstance(error, EngineDead) else None
+    rows = None if suspects is None else tuple(sorted(suspects))
+    return Broken(error.message, error.hint, fatal, exit_code, rows)
 
 
 def _see_what_the_driver_sees(setup: Setup, store: LocalStore) -> tuple[RunFile, Manifest]:

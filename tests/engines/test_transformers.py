@@ -104,6 +104,67 @@ def test_max_tokens_ends_an_answer_with_length(tiny_idefics3: Path) -> None:
     assert (cut.finish_reason, cut.completion_tokens) == ("length", 3)
 
 
+def test_min_tokens_keeps_an_answer_from_ending(tiny_idefics3: Path, tmp_path: Path) -> None:
+    silent = ending_at_once(tiny_idefics3, tmp_path / "silent")
+    exactly = Sampling(min_tokens=20, max_tokens=20)
+    requests = [ask("describe" + "?" * i, picture(i), sampling=exactly) for i in range(3)]
+    for done in answers(silent, requests):
+        assert (done.finish_reason, done.completion_tokens) == ("length", 20)
+    (five,) = answers(silent, [ask("?", sampling=Sampling(min_tokens=5, max_tokens=20))])
+    assert (five.finish_reason, five.completion_tokens) == ("stop", 6)
+
+
+def test_the_repetition_penalty_changes_answers_and_not_by_the_batch(
+    tiny_idefics3: Path, tmp_path: Path
+) -> None:
+    unending = without_end(tiny_idefics3, tmp_path / "unending")
+    plain, strict = Sampling(max_tokens=40), Sampling(max_tokens=40, repetition_penalty=1.8)
+
+    def asked(sampling: Sampling) -> list[Request]:
+        return [ask("a" * (9 * i + 1), picture(i), sampling=sampling) for i in range(4)]
+
+    together = answers(unending, asked(strict), batch_size=4)
+    assert together == answers(unending, asked(strict), batch_size=1)
+    for repeats, varies in zip(answers(unending, asked(plain)), together, strict=True):
+        assert varies.text != repeats.text
+
+
+def test_the_repetition_penalty_is_that_of_transformers(tiny_idefics3: Path) -> None:
+    from transformers import GenerationConfig
+
+    checkpoint = load_tiny(tiny_idefics3)
+    sampling = Sampling(max_tokens=30, repetition_penalty=1.5)
+    request = ask("what is this?", picture(3), sampling=sampling)
+    inputs = checkpoint.prepare([request])
+    theirs = GenerationConfig(max_new_tokens=30, repetition_penalty=1.5, **checkpoint._token_ids)
+    output = checkpoint._model.generate(**inputs.tensors, generation_config=theirs)
+    ids = output[0, inputs.tensors["input_ids"].shape[1] :].tolist()
+    (ours,) = checkpoint.answer(inputs, lambda: False)
+    assert ours == checkpoint._completion(ids, inputs.lengths[0], cut=False)
+
+
+def test_an_answer_ends_before_a_stop_text(tiny_idefics3: Path, tmp_path: Path) -> None:
+    unending = without_end(tiny_idefics3, tmp_path / "unending")
+    prompts = ["what?", "what is it?", "describe the red circle"]
+
+    def asked(*stop: str) -> list[Request]:
+        sampling = Sampling(max_tokens=40, stop=stop)
+        return [ask(text, picture(i), sampling=sampling) for i, text in enumerate(prompts)]
+
+    whole = answers(unending, asked())
+    text = whole[0].text
+    at = next(i for i in range(8, len(text)) if text.find(text[i : i + 2]) == i)
+    stop = text[at : at + 2]
+    for size in (1, 3):
+        ended = answers(unending, asked("never said", stop), batch_size=size)
+        for full, done in zip(whole, ended, strict=True):
+            before, found, _ = full.text.partition(stop)
+            assert (done.text, done.finish_reason) == (before, "stop" if found else "length")
+            assert done.completion_tokens is not None
+            assert (done.completion_tokens < 40) == bool(found)
+    assert ended[0].finish_reason == "stop"
+
+
 def test_the_end_of_turn_token_ends_an_answer_with_stop_and_is_cut_off(
     tiny_idefics3: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,10 @@ class EchoArgs:
     reply: str | None = None
     """Default: "an image". Where boxes are asked for, the default is that none was found."""
     reply_from: str | None = None
-    """Answer with this column of the row; a list answers its requests in turn."""
+    """Answer with this column of the row; a list answers its requests in turn, and a list in it
+    the samples of a request."""
+    truncate: bool = False
+    """Cut answers after ``max_tokens`` words, as a model would."""
     delay: float = 0.0
     """Seconds per request."""
     capacity: int = 32
@@ -75,6 +78,10 @@ def _parse(key: str, value: str) -> Any:
         if number < 1:
             raise ValueError("at least 1")
         return number
+    if key == "truncate":
+        if value.lower() not in ("true", "false"):
+            raise ValueError("true or false")
+        return value.lower() == "true"
     return float(value) if key == "delay" else value
 
 
@@ -106,12 +113,12 @@ class EchoEngine:
             self._fault(request)
             if request.row in args.hang_rows:
                 await asyncio.Event().wait()
-            text = self._reply(request)
+            text, finish_reason = self._cut(self._reply(request), request)
             self._answered += 1
             self._note(request)
         if self._answered == args.crash_after:
             os.kill(os.getpid(), signal.SIGKILL)
-        return Completion(text, "stop", len(request.prompt.split()), len(text.split()))
+        return Completion(text, finish_reason, len(request.prompt.split()), len(text.split()))
 
     async def close(self) -> None:
         if self._log is not None:
@@ -140,7 +147,16 @@ class EchoEngine:
         value = request.fields[self._args.reply_from]
         if isinstance(value, list):
             value = value[request.request] if request.request < len(value) else ""
+        if isinstance(value, list):
+            value = value[request.sample] if request.sample < len(value) else ""
         return "" if value is None else str(value)
+
+    def _cut(self, text: str, request: Request) -> tuple[str, str]:
+        """(the answer, its finish_reason)."""
+        words = text.split(maxsplit=request.sampling.max_tokens)
+        if not self._args.truncate or len(words) <= request.sampling.max_tokens:
+            return text, "stop"
+        return text.removesuffix(words[-1]), "length"
 
     def _note(self, request: Request) -> None:
         if self._log is not None:

@@ -35,6 +35,9 @@ PLACE_IMAGES_THEMSELVES = (
 ONE_BY_ONE = ("kosmos-2",)
 """Model types whose answers change with padding (measured on transformers 5.19)."""
 
+TOKENS_AROUND_STOP = 8
+"""An answer's end is looked at with so many tokens more than its longest stop text has bytes."""
+
 TOKEN_IDS = (
     "bos_token_id",
     "decoder_start_token_id",
@@ -318,10 +321,14 @@ class _Checkpoint:
     def answer(self, inputs: _Inputs, is_over: Callable[[], bool]) -> Sequence[Completion | None]:
         import torch
 
+        sampling, most = inputs.sampling, self._most_new_tokens(inputs, max(inputs.lengths))
+        start = 1 if self._encodes else inputs.tensors["input_ids"].shape[1]
+
         def stopped(ids: Any, *_: Any, **__: Any) -> Any:
+            if sampling.stop and not is_over():
+                return torch.tensor(self._at_stop(ids, start, sampling.stop), device=ids.device)
             return torch.full((len(ids),), is_over(), dtype=torch.bool, device=ids.device)
 
-        sampling, most = inputs.sampling, self._most_new_tokens(inputs, max(inputs.lengths))
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         try:
@@ -330,33 +337,78 @@ class _Checkpoint:
                     **{name: self._placed(value) for name, value in inputs.tensors.items()},
                     generation_config=self._generation_config(sampling, most),
                     stopping_criteria=[stopped],
+                    logits_processor=self._penalties(inputs),
                 )
-            start = 1 if self._encodes else inputs.tensors["input_ids"].shape[1]
             rows = output[:, start:].tolist()
         except Exception as error:
             raise _translated(error, self.device, len(inputs.lengths)) from None
         return [
-            self._completion(row, length, cut=most < self._most_new_tokens(inputs, length))
+            self._completion(
+                row,
+                length,
+                stop=sampling.stop,
+                cut=most < self._most_new_tokens(inputs, length),
+            )
             for row, length in zip(rows, inputs.lengths, strict=True)
         ]
 
-    def _completion(self, ids: list[int], length: int, *, cut: bool) -> Completion | None:
+    def _at_stop(self, ids: Any, start: int, stop: Sequence[str]) -> list[bool]:
+        """Of each answer, whether its end holds one of these texts; ``start``: the first token."""
+        most = max(len(text.encode()) for text in stop) + TOKENS_AROUND_STOP
+        tails = ids[:, max(start, ids.shape[1] - most) :].tolist()
+        return [any(text in tail for text in stop) for tail in map(self._text, tails)]
+
+    def _penalties(self, inputs: _Inputs) -> list[Callable[[Any, Any], Any]]:
+        """The repetition penalty, on what stands in the prompt and in the answer.
+
+        As in transformers, but blind to padding: an answer must not depend on its neighbours.
+        """
+        import torch
+
+        penalty, real = inputs.sampling.repetition_penalty, inputs.tensors["attention_mask"] > 0
+
+        def penalise(ids: Any, scores: Any) -> Any:
+            counts = ids < scores.shape[-1]  # images may have ids that no answer can have
+            if not self._encodes:
+                counts[:, : real.shape[1]] &= real.to(ids.device)
+            ids = torch.where(counts, ids, ids[:, -1:])
+            found = scores.gather(1, ids)
+            found = torch.where(found < 0, found * penalty, found / penalty)
+            return scores.scatter(1, ids, found)
+
+        return [] if penalty == 1 else [penalise]
+
+    def _completion(
+        self, ids: list[int], length: int, *, stop: Sequence[str] = (), cut: bool
+    ) -> Completion | None:
         """None where the model was stopped earlier than it would have been alone (``cut``)."""
         ends = [at for at, token in enumerate(ids) if token in self._stops]
+        kept = ids[: ends[0]] if ends else ids
+        text = self._text(kept)
+        if stops := [at for at in map(text.find, stop) if at >= 0]:
+            tokens = len(self._without_padding(kept))
+            return Completion(text[: min(stops)], "stop", length, tokens)
         if not ends and cut:
             return None
-        kept = ids[: ends[0]] if ends else ids
-        while ends and kept and kept[-1] == self._tokenizer.pad_token_id:
-            kept = kept[:-1]
-        text = self._decoder.decode(
-            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        if ends:
+            text = self._text(self._without_padding(kept))
         return Completion(
             text=text,
             finish_reason="stop" if ends else "length",
             prompt_tokens=length,
             completion_tokens=ends[0] + 1 if ends else len(ids),
         )
+
+    def _text(self, ids: list[int]) -> str:
+        text = self._decoder.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def _without_padding(self, ids: list[int]) -> list[int]:
+        while ids and ids[-1] == self._tokenizer.pad_token_id:
+            ids = ids[:-1]
+        return ids
 
     @property
     def _room_for_prompt(self) -> float:
@@ -412,6 +464,8 @@ class _Checkpoint:
                 "top_p": sampling.top_p,
                 "top_k": 0,
             }
+        if sampling.min_tokens:
+            how["min_new_tokens"] = min(sampling.min_tokens, most)
         return GenerationConfig(max_new_tokens=most, **how, **self._token_ids)
 
     @property

@@ -15,11 +15,18 @@ from vlmbatch.results.store import LocalStore
 
 def choose_executor(job: JobSpec, rows: int) -> tuple[str, int]:
     """(local or ray, how many workers for so many rows)."""
-    workers = job.workers or max(1, usable_gpus() // job.gpus_per_worker)
+    workers = job.workers or (
+        max(1, usable_gpus() // job.gpus_per_worker) if _takes_gpus(job) else 1
+    )
     name = job.executor
     if name == "auto":
         name = "ray" if workers > 1 or job.ray_address else "local"
     return name, max(1, min(workers, rows))
+
+
+def _takes_gpus(job: JobSpec) -> bool:
+    """A worker that asks an endpoint leaves the GPUs to the endpoint."""
+    return job.engine.name != "openai"
 
 
 def check_executor(job: JobSpec) -> None:
@@ -49,7 +56,7 @@ def make_executor(
         local = LocalExecutor(
             store.logs,
             workers=workers,
-            gpus=usable_gpus(),
+            gpus=usable_gpus() if _takes_gpus(job) else 0,
             gpus_per_worker=job.gpus_per_worker,
         )
         return local, workers
@@ -60,7 +67,7 @@ def make_executor(
     cluster = RayExecutor(
         address=job.ray_address,
         workers=None if job.ray_address and job.workers is None else workers,
-        gpus_per_worker=job.gpus_per_worker,
+        gpus_per_worker=job.gpus_per_worker if _takes_gpus(job) else 0,
     )
     return cluster, min(cluster.workers, rows)
 

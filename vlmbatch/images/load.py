@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import xxhash
 
@@ -70,6 +71,12 @@ class Need:
     kept: int
 
 
+class Loader(Protocol):
+    """Gives a row's images; ImageLoader reads them."""
+
+    async def load(self, refs: Sequence[ImageRef]) -> LoadedImages: ...
+
+
 class ImageLoader:
     """Loads rows; safe to call for many rows at once from one event loop.
 
@@ -91,6 +98,13 @@ class ImageLoader:
         self._executor = executor
         self._limits = limits
         self._target = target
+        self._counting = Lock()
+        self._decoded = 0
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What it has done since its start."""
+        return {"decoded_images": self._decoded}
 
     async def load(self, refs: Sequence[ImageRef]) -> LoadedImages:
         """All images of one row, in order; RequestFailed, with nothing held, if any of them fails.
@@ -123,6 +137,8 @@ class ImageLoader:
         data = read(source)
         with _named(source.name):
             decoded = decode(data, max_pixels=self._limits.max_pixels, target=self._target)
+        with self._counting:
+            self._decoded += 1
         pixels = decoded.pixels
         key = f"{xxhash.xxh3_128_hexdigest(data)}-{pixels.width}x{pixels.height}"
         return LoadedImage(pixels, decoded.size, key)

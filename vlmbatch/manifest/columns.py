@@ -27,6 +27,8 @@ class Columns:
     """Manifest columns that end up in ``Row.fields``, under their own or our name."""
     has_id: bool
     images_as_uris: bool = False
+    images_as_lists: bool = False
+    """A row may have several images."""
 
     @property
     def to_read(self) -> list[str]:
@@ -79,6 +81,7 @@ def choose_columns(
         tuple(dict.fromkeys(name for name in fields if name != names["image"])),
         has_id=names["id"] in present,
         images_as_uris=is_string(image_type),
+        images_as_lists=is_list(image_type),
     )
 
 

@@ -34,6 +34,8 @@ class Counts:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     truncated: int = 0
+    attempts: Counter[int] = field(default_factory=Counter)
+    """Calls of the engine: results that needed so many, of those that needed any."""
 
     def add(self, other: Counts) -> None:
         self.rows += other.rows
@@ -43,6 +45,7 @@ class Counts:
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
         self.truncated += other.truncated
+        self.attempts += other.attempts
 
     def minus(self, other: Counts) -> Counts:
         return Counts(
@@ -53,16 +56,21 @@ class Counts:
             self.prompt_tokens - other.prompt_tokens,
             self.completion_tokens - other.completion_tokens,
             self.truncated - other.truncated,
+            self.attempts - other.attempts,
         )
 
     def to_json(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__slots__}
-        return {**values, "failures": dict(self.failures)}  # asdict() breaks on a Counter
+        attempts = {str(number): count for number, count in sorted(self.attempts.items())}
+        # asdict() breaks on a Counter
+        return {**values, "failures": dict(self.failures), "attempts": attempts}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Counts:
         known = {name: value[name] for name in cls.__slots__ if name in value}
-        return cls(**{**known, "failures": Counter(value.get("failures", {}))})
+        failures = Counter(value.get("failures", {}))
+        attempts = Counter({int(n): count for n, count in value.get("attempts", {}).items()})
+        return cls(**{**known, "failures": failures, "attempts": attempts})
 
 
 class Counting:
@@ -93,6 +101,8 @@ class Counting:
         counts.prompt_tokens += pc.sum(batch["prompt_tokens"]).as_py() or 0
         counts.completion_tokens += pc.sum(batch["completion_tokens"]).as_py() or 0
         counts.truncated += pc.sum(pc.equal(batch["finish_reason"], "length")).as_py() or 0
+        asked = pc.value_counts(pc.filter(batch["attempts"], pc.greater(batch["attempts"], 0)))
+        counts.attempts.update({each["values"]: each["counts"] for each in asked.to_pylist()})
 
 
 @dataclass(frozen=True, slots=True)

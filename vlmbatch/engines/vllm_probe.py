@@ -1,0 +1,92 @@
+"""What the vLLM that is installed here can do, asked in a process of its own.
+
+Importing vLLM takes ten seconds and several hundred megabytes, and may claim a GPU: nothing for the
+driver. ``python -m vlmbatch.engines.vllm_probe ARCHITECTURE ...`` prints a Vllm as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec
+
+PROBE_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    """``device``: cuda, cpu, ...; empty where vLLM finds nothing to run on. ``arguments``: of its
+    AsyncEngineArgs. ``problem``: why it cannot be used at all, or not with the model."""
+
+    version: str = ""
+    device: str = ""
+    arguments: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def is_installed() -> bool:
+    return find_spec("vllm") is not None
+
+
+@cache
+def probe(architectures: tuple[str, ...] = ()) -> Vllm:
+    """Ask; ``problem`` is also about a model of these architectures (config.json's list)."""
+    command = [sys.executable, "-m", "vlmbatch.engines.vllm_probe", *architectures]
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            timeout=PROBE_SECONDS,
+        )
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+    except (subprocess.TimeoutExpired, ValueError, IndexError, OSError):
+        return Vllm(problem="it is installed, but cannot be imported here")
+    return Vllm(**{**found, "arguments": tuple(found["arguments"])})
+
+
+def _look(architectures: list[str]) -> Vllm:
+    from dataclasses import fields
+
+    try:
+        import vllm
+        from vllm import ModelRegistry
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+    except Exception as error:  # half of an installation fails in many ways
+        return Vllm(problem=f"importing it fails: {_first_line(error)}")
+    version, device = str(vllm.__version__), str(current_platform.device_type)
+    arguments = tuple(field.name for field in fields(AsyncEngineArgs))
+    problem = None if device else "it finds no device to run on"
+    for name in architectures if problem is None else ():
+        if name not in ModelRegistry.models:
+            problem = f"it does not know the architecture {name}"
+            continue
+        try:
+            inspected = ModelRegistry.models[name].inspect_model_cls()
+        except Exception as error:
+            problem = f"its {name} cannot be imported: {_last_line(error)}"
+            continue
+        if inspected.supports_multimodal:
+            return Vllm(version, device, arguments)
+        problem = f"its {name} takes no images"
+    return Vllm(version, device, arguments, problem)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+def _last_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_look(sys.argv[1:]))))

@@ -1,0 +1,102 @@
+"""An output that is there, opened to be added to by this process, without workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from vlmbatch.errors import UsageError
+from vlmbatch.intervals import Intervals
+from vlmbatch.manifest import Manifest, open_manifest
+from vlmbatch.records import Range
+from vlmbatch.resolve import Asking, asking_of
+from vlmbatch.results.appending import Appending
+from vlmbatch.results.gathering import gather_all
+from vlmbatch.results.output import Output
+from vlmbatch.results.retry import FailedResults
+from vlmbatch.results.store import LocalStore
+from vlmbatch.run_file import RunFile, now, read_run_file, write_run_file
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """All that is known of a run, and what of it was committed when it was opened."""
+
+    output: Output
+    run_file: RunFile
+    manifest: Manifest
+    asking: Asking
+    committed: Intervals
+    failed: FailedResults
+
+    @property
+    def rows(self) -> int:
+        """How many rows the run has: those of the manifest up to its --limit."""
+        return min(self.manifest.rows, self.run_file.spec.limit or self.manifest.rows)
+
+    def appending(self, *, patch: bool = False) -> Appending:
+        return Appending(
+            self.output,
+            epoch=self.run_file.epoch,
+            model=self.run_file.model["label"],
+            rows=self.run_file.spec.checkpoint_rows,
+            patch=patch,
+        )
+
+    def write_status(self, state: str) -> None:
+        """For ``vlmbatch status``."""
+        store = self.output.store
+        store.write_json(store.ours / "status.json", {"state": state, "updated": now()})
+
+
+@contextmanager
+def reopened(folder: str) -> Iterator[Reopened]:
+    """Holds the output's lock meanwhile, under a new epoch.
+
+    Raises UsageError where it is no output, or its manifest changed, and OutputLocked.
+    """
+    store = LocalStore(folder)
+    run_file = existing_run_file(store)
+    manifest = open_manifest(run_file.spec.manifest, run_file.manifest)
+    if manifest.identity != run_file.ask["manifest"]:
+        raise UsageError(
+            f"the manifest of {folder} changed since the run",
+            hint="restore it; its rows are what the output is about",
+        )
+    store.make()
+    with store.lock():
+        run_file = existing_run_file(store)  # as it is now that it is ours
+        asking = asking_of(run_file.spec, manifest, run_file.model["config"])
+        output = Output(store, run_file.run, run_file.part_rows, asking.schema)
+        epoch = max(run_file.epoch, output.view().epoch) + 1
+        run_file = run_file.started_again(epoch=epoch)
+        write_run_file(store, run_file)
+        store.clean_tmp()
+        output.delete_strays()
+        gather_all(output, whole_only=True)  # what a start that was killed left
+        committed = output.view().committed
+        failed = FailedResults(output, set())
+        yield Reopened(output, run_file, manifest, asking, committed, failed)
+
+
+def existing_run_file(store: LocalStore) -> RunFile:
+    """Raises UsageError where the folder is no output."""
+    run_file = read_run_file(store)
+    if run_file is None:
+        raise UsageError(
+            f"{store.folder} is no output of vlmbatch",
+            hint="name the folder of a run; `vlmbatch run ... --prepare` makes one, asking nothing",
+        )
+    return run_file
+
+
+def joined(ranges: Intervals, gap: int) -> list[Range]:
+    """The ranges, with gaps of at most so many rows filled: reading on beats opening again."""
+    found: list[Range] = []
+    for rows in ranges:
+        if found and rows.first - found[-1].stop <= gap:
+            found[-1] = Range(found[-1].first, rows.stop)
+        else:
+            found.append(rows)
+    return found
