@@ -315,6 +315,7 @@ def test_answers_in_any_order_become_the_results_of_their_rows(tmp_path: Path) -
         7: refused(by_row[7]["custom_id"], 500, "internal"),
         8: result(by_row[8]["custom_id"], **completion("")),
         10: result(by_row[10]["custom_id"]),
+        11: result(by_row[11]["custom_id"], **endpoint_completion(None, refusal="I cannot.")),
     }
     codes = {
         1: "engine_failed",
@@ -324,6 +325,7 @@ def test_answers_in_any_order_become_the_results_of_their_rows(tmp_path: Path) -
         7: "engine_failed",
         8: "parse_failed",
         10: "engine_failed",
+        11: "engine_failed",
     }
     lines: list[dict[str, Any] | str] = []
     for request in requests:
@@ -340,9 +342,9 @@ def test_answers_in_any_order_become_the_results_of_their_rows(tmp_path: Path) -
         write_lines(tmp_path / "a.jsonl", lines[half:]),
     ]
     summary = imported(output, *files)
-    assert summary["exit_code"] == 3  # 7 of 60 rows
-    assert (summary["ok"], summary["failed"], summary["skipped"], summary["left"]) == (53, 7, 0, 0)
-    assert summary["failures"] == {"engine_failed": 4, "prompt_too_long": 2, "parse_failed": 1}
+    assert summary["exit_code"] == 3  # 8 of 60 rows
+    assert (summary["ok"], summary["failed"], summary["skipped"], summary["left"]) == (52, 8, 0, 0)
+    assert summary["failures"] == {"engine_failed": 5, "prompt_too_long": 2, "parse_failed": 1}
     assert summary["duplicates"] == 2
     assert summary["foreign"] == 2
     assert summary["broken"] == 3

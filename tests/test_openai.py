@@ -215,6 +215,14 @@ def test_an_answer_without_usage_is_an_answer() -> None:
         assert ask(engine_for(endpoint), [request("?")]) == [Completion("yes", "unknown")]
 
 
+@pytest.mark.parametrize("count", [-1, 2**31, 10**12, 1.5, "7", None])
+def test_a_count_that_no_column_can_hold_is_left_out(count: object) -> None:
+    usage = {"prompt_tokens": count, "completion_tokens": 3}
+    odd = {"choices": [{"message": {"content": "yes"}}], "usage": usage}
+    with FakeEndpoint(first(Status(200, odd))) as endpoint:
+        assert ask(engine_for(endpoint), [request("?")]) == [Completion("yes", "unknown", None, 3)]
+
+
 def test_a_refusal_fails_with_what_was_said() -> None:
     refusal = completion(None, refusal="I cannot help with that.")
     with FakeEndpoint(first(Status(200, refusal))) as endpoint:

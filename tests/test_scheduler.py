@@ -348,3 +348,63 @@ def test_a_million_rows_in_forty_thousand_row_groups_are_handed_out_in_a_second(
                 leases += 1
     assert time.process_time() - before < 2
     assert leases < 1.5 * 1_000_000 / 256
+
+
+def test_where_it_is_known_only_the_rows_being_computed_are_struck():
+    scheduler = Scheduler([Range(0, 100)], lease_rows=50, part_rows=100)
+    for name, computing in (("first", [10, 11, 12, 40]), ("second", [11, 12, 40, 60])):
+        while scheduler.next_lease(name) is not None:
+            pass
+        scheduler.committed(name, Range(20, 30))  # answered, in the middle of a lease
+        scheduler.died(name, suspects=computing)
+    found = {}
+    while (lease := scheduler.next_lease("third")) is not None:
+        found[lease.rows] = lease.mode
+        scheduler.committed("third", lease.rows)
+    careful = [rows for rows, mode in found.items() if mode is Mode.CAREFUL]
+    assert sorted(careful, key=lambda rows: rows.first) == [Range(11, 13), Range(40, 41)]
+    assert union(found) == set(range(100)) - set(range(20, 30))
+    assert scheduler.done
+
+
+@examples(max_examples=150)
+@given(st.integers(0, ROWS - 1), st.integers(1, 40), st.integers(1, 60), st.integers(1, 100))
+def test_a_row_that_kills_the_engine_makes_suspects_of_its_neighbours_in_flight_only(
+    poison, lease_rows, in_flight, part_rows
+):
+    """The engine computes ``in_flight`` rows at once, in order; what it answered is committed."""
+    scheduler = Scheduler([Range(0, ROWS)], lease_rows=lease_rows, part_rows=part_rows)
+    deaths, careful, condemned = 0, 0, set()
+    while not scheduler.done:
+        assert deaths <= 2 * STRIKES
+        name = f"w{deaths}"
+        rows = []
+        while len(rows) < 2 * max(lease_rows, in_flight):
+            lease = scheduler.next_lease(name)
+            if lease is None:
+                break
+            rows += range(lease.rows.first, lease.rows.stop)
+            if lease.mode is not Mode.NORMAL:
+                break
+        if lease is not None and lease.mode is Mode.CONDEMNED:
+            condemned |= set(rows)
+            scheduler.committed(name, lease.rows)
+        elif lease is not None and lease.mode is Mode.CAREFUL:
+            for row in rows:
+                careful += 1
+                if row == poison:
+                    deaths += 1
+                    scheduler.died(name, suspects=[row])
+                    break
+                scheduler.committed(name, Range(row, row + 1))
+        else:
+            at = rows.index(poison) if poison in rows else len(rows)
+            answered = rows[: max(0, at - in_flight + 1)] if at < len(rows) else rows
+            for row in answered:
+                scheduler.committed(name, Range(row, row + 1))
+            if at < len(rows):
+                deaths += 1
+                scheduler.died(name, suspects=rows[len(answered) : at + 1])
+    assert condemned == {poison}
+    assert deaths == 2 * STRIKES
+    assert careful <= STRIKES + in_flight

@@ -17,6 +17,7 @@ from types import FrameType
 from vlmbatch import __version__
 from vlmbatch.errors import EngineStartError, RunStopped, VlmbatchError
 from vlmbatch.executors import Died, Event, Executor, Placed, Said
+from vlmbatch.job import CHECKPOINT_ROWS
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Progress, Ready, Setup, Work
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
@@ -28,7 +29,7 @@ from vlmbatch.scheduler import Lease, Mode, Scheduler
 from vlmbatch.tally import Tally, WorkerState
 
 LEASES_PER_WORKER = 2
-"""So many are outstanding, or more where the engine takes more requests at once than they hold."""
+"""So many are outstanding, or more where the worker can have more rows in flight than they hold."""
 LEASES_PER_SHARE = 4
 """A small job is cut so that each worker gets so many leases, not one worker all of it."""
 PLACE_SECONDS = 60.0
@@ -73,8 +74,9 @@ class Driver:
         self._report = report
         self._retry_codes = retry_codes
         self._total = sum(map(len, pending))
-        share = math.ceil(self._total / (workers * LEASES_PER_SHARE))
-        self._lease_rows = max(1, min(self._job.checkpoint_rows, share))
+        self._share = math.ceil(self._total / workers)
+        small = math.ceil(self._share / LEASES_PER_SHARE)
+        self._lease_rows = max(1, min(self._job.checkpoint_rows, small))
         self._scheduler = Scheduler(
             pending,
             lease_rows=self._lease_rows,
@@ -170,7 +172,7 @@ class Driver:
                 state.placed, state.started = True, time.monotonic()
             case Said(message=Ready() as message):
                 state.ready, state.moved = True, time.monotonic()
-                state.capacity = message.capacity
+                state.in_flight = message.in_flight
                 self.tally.first_ready = self.tally.first_ready or state.moved
             case Said(message=Committed() as message):
                 self._committed(event.worker, state, message)
@@ -250,9 +252,11 @@ class Driver:
                         self._gatherer.committed(shard.rows)
 
     def _feed(self, name: str, state: WorkerState) -> None:
-        share = self._total // self._wanted
-        rows = max(self._lease_rows, min(state.capacity, share // LEASES_PER_WORKER))
-        while self._scheduler.left_of(name) < LEASES_PER_WORKER * rows:
+        rows = LEASES_PER_WORKER * self._lease_rows
+        if self._job.checkpoint_rows >= CHECKPOINT_ROWS:  # else little may be computed again
+            # What is in flight goes on while the range before it is committed.
+            rows = max(rows, min(state.in_flight + self._lease_rows, self._share))
+        while self._scheduler.left_of(name) < rows:
             lease = self._scheduler.next_lease(name)
             if lease is None:
                 return

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vlmbatch.errors import FingerprintMismatch, UsageError
 
+CHECKPOINT_ROWS = 256
 BUILT_IN_TASKS = ("caption", "vqa", "ground", "detect", "ocr")
 
 _DECIMAL = r"([0-9]{1,15}(?:\.[0-9]{0,15})?)"
@@ -170,7 +171,7 @@ class JobSpec(Section):
     executor: Literal["auto", "local", "ray"] = "auto"
     ray_address: str | None = None
 
-    checkpoint_rows: int = Field(256, ge=1, description="rows per commit, at most")
+    checkpoint_rows: int = Field(CHECKPOINT_ROWS, ge=1, description="rows per commit, at most")
     part_rows: int = Field(65_536, ge=1, le=2**22, description="rows per output file")
     max_failure_rate: float = Field(0.1, ge=0, le=1, description="share of rows that may fail")
     image_memory: Bytes = Field(2**30, description="bytes of images held per worker")

@@ -46,7 +46,8 @@ class Ready:
 
     host: str
     pid: int
-    capacity: int
+    in_flight: int
+    """Rows that it can work on at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Summary:
     engine_starved: float | None
     """Share of the time in which engines had fewer requests than they can use."""
     engine_counters: dict[str, int]
-    """The share of the time in which engines had fewer requests than they can use at once."""
+    """What loaders and engines have done: decoded images, cached tokens, ..."""
     model: str
     engine: str
     executor: str

@@ -19,8 +19,8 @@ class WorkerState:
     moved: float
     placed: bool = False
     ready: bool = False
-    capacity: int = 0
-    """Requests that its engine can use at once."""
+    in_flight: int = 0
+    """Rows that it can work on at once."""
     answered: int = 0
     ended: bool = False
     broken: Broken | None = None

@@ -30,6 +30,7 @@ from vlmbatch.errors import (
     VlmbatchError,
     WorkerRefused,
 )
+from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget
 from vlmbatch.images.load import ImageLoader, Limits, Loader
 from vlmbatch.images.urls import ImageUrls
@@ -48,6 +49,8 @@ from vlmbatch.scheduler import Mode
 
 log = logging.getLogger(__name__)
 
+USUAL = Size(640, 480)
+"""A picture, for engines that want to see one before the first row."""
 READ_ROWS = 64
 READ_BYTES = 8 * 2**20
 LOADING_ROWS = 32
@@ -92,8 +95,12 @@ class Worker:
             self._run_file.spec, self._manifest, self._run_file.model["config"]
         )
         job = self._run_file.spec
-        many_images = self._asking.columns.images_as_lists
-        self._engine = make_engine(job, self._run_file.model, many_images=many_images)
+        self._engine = make_engine(
+            job,
+            self._run_file.model,
+            many_images=self._asking.columns.images_as_lists,
+            image_size=self._asking.family.target(USUAL),
+        )
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="load")
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
         loader: Loader = ImageLoader(
@@ -125,9 +132,10 @@ class Worker:
         except VlmbatchError as error:
             self._emit(_broken(error))
             return
-        self._emit(Ready(socket.gethostname(), os.getpid(), self._engine.capacity))
+        in_flight = 2 * self._engine.capacity + READ_ROWS
+        self._emit(Ready(socket.gethostname(), os.getpid(), in_flight))
         self._end = asyncio.get_running_loop().create_future()
-        self._in_flight = asyncio.Semaphore(2 * self._engine.capacity + READ_ROWS)
+        self._in_flight = asyncio.Semaphore(in_flight)
         leases: asyncio.Queue[Work] = asyncio.Queue()
         feeder = asyncio.create_task(self._guarded(self._feed(leases)))
         ticker = asyncio.create_task(self._tick())

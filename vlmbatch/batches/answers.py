@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from vlmbatch.batches.custom_id import CustomId
-from vlmbatch.engines.chat import Unreadable, completion_of, refusal, shortened
+from vlmbatch.engines.chat import NoContent, Unreadable, completion_of, refusal, shortened
 from vlmbatch.errors import ErrorCode, RequestFailed, RunStopped, Stage, UsageError, failed
 from vlmbatch.records import Completion
 
@@ -66,8 +66,9 @@ class Line:
         response = self.value["response"]
         try:
             return completion_of(json.dumps(response.get("body")))
-        except Unreadable as error:
-            raise failed(ErrorCode.ENGINE_FAILED, Stage.GENERATE, str(error)) from None
+        except (Unreadable, NoContent) as error:
+            message = shortened(str(error))
+            raise failed(ErrorCode.ENGINE_FAILED, Stage.GENERATE, message) from None
 
 
 class Answers:

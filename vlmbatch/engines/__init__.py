@@ -7,6 +7,7 @@ from typing import Any
 
 from vlmbatch.engines.base import Engine
 from vlmbatch.errors import UsageError
+from vlmbatch.grounding import Size
 from vlmbatch.job import EngineSpec, JobSpec
 from vlmbatch.models import DEMO, demo_path
 
@@ -30,10 +31,16 @@ ASKED_SETTINGS = ("dtype", "max_model_len", "quantization", "kv_cache_dtype", "i
 """Named settings that may change an answer."""
 
 
-def make_engine(job: JobSpec, model: Mapping[str, Any], *, many_images: bool = False) -> Engine:
+def make_engine(
+    job: JobSpec,
+    model: Mapping[str, Any],
+    *,
+    many_images: bool = False,
+    image_size: Size | None = None,
+) -> Engine:
     """The engine of a resolved job, not started. ``model``: as run.json keeps it.
 
-    ``many_images``: a row may have several.
+    ``many_images``: a row may have several; ``image_size``: of a usual one, as the engine gets it.
     """
     match job.engine.name:
         case "echo":
@@ -48,7 +55,11 @@ def make_engine(job: JobSpec, model: Mapping[str, Any], *, many_images: bool = F
             from vlmbatch.engines.vllm import VllmEngine
 
             return VllmEngine(
-                job, _path(job, model), revision=_revision(model), many_images=many_images
+                job,
+                _path(job, model),
+                revision=_revision(model),
+                many_images=many_images,
+                image_size=image_size,
             )
     from vlmbatch.engines.transformers import TransformersEngine
 

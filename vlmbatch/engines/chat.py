@@ -117,10 +117,8 @@ def completion_of(text: str) -> Completion:
         message = choice["message"]
         content, finish = message.get("content"), choice.get("finish_reason")
         usage = answer.get("usage") or {}
-        prompt_tokens, completion_tokens = (
-            usage.get("prompt_tokens"),
-            usage.get("completion_tokens"),
-        )
+        prompt_tokens = _count(usage.get("prompt_tokens"))
+        completion_tokens = _count(usage.get("completion_tokens"))
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Unreadable(text or "nothing") from None
     if not isinstance(content, str):
@@ -128,9 +126,14 @@ def completion_of(text: str) -> Completion:
     return Completion(
         content,
         finish if isinstance(finish, str) else "unknown",
-        prompt_tokens if isinstance(prompt_tokens, int) else None,
-        completion_tokens if isinstance(completion_tokens, int) else None,
+        prompt_tokens,
+        completion_tokens,
     )
+
+
+def _count(value: object) -> int | None:
+    """What no result column can hold is no count."""
+    return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
 
 def _why_no_content(message: dict[str, Any], finish: object) -> str:

@@ -13,6 +13,7 @@ Facts about vLLM that shape it (0.32):
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections import Counter
@@ -21,18 +22,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from vlmbatch.engines.batcher import one_line
 from vlmbatch.engines.transformers import END_OF_TURN
-from vlmbatch.errors import EngineDead, EngineStartError, ErrorCode, Stage, UsageError, failed
+from vlmbatch.errors import (
+    EngineDead,
+    EngineStartError,
+    ErrorCode,
+    RequestFailed,
+    Stage,
+    UsageError,
+    failed,
+)
+from vlmbatch.grounding import Size
 from vlmbatch.job import JobSpec
-from vlmbatch.records import Completion, Request, Sampling, Structure
+from vlmbatch.records import Completion, LoadedImage, Request, Sampling, Structure, TaskKind
 from vlmbatch.structure import structure_of
 from vlmbatch.tasks import sampling_of
+
+log = logging.getLogger(__name__)
 
 AHEAD = 0.5
 """Requests handed over beyond what the engine computes at once, as a share of it: rendered and
 waiting, so that a place that becomes free is taken in the same step."""
 LEAST_AHEAD = 16
+WARM_UP = 64
+"""Made-up requests at the start, at most: a batch."""
 CACHE_MISSES = 3
 """So often a request is sent again whose image the core has forgotten."""
 
@@ -53,12 +69,19 @@ class VllmEngine:
     """
 
     def __init__(
-        self, job: JobSpec, model: str, *, revision: str | None = None, many_images: bool = False
+        self,
+        job: JobSpec,
+        model: str,
+        *,
+        revision: str | None = None,
+        many_images: bool = False,
+        image_size: Size | None = None,
     ) -> None:
         self._job = job
         self._model = model
         self._revision = revision
         self._many_images = many_images
+        self._image_size = image_size or Size(64, 64)
         self._engine: Any = None
         self._gone: str | None = None
         self._slots = asyncio.Semaphore(1)
@@ -110,6 +133,27 @@ class VllmEngine:
         self._chat = replace(self._renderer.default_chat_tok_params, max_total_tokens=None)
         self._raw = replace(self._renderer.default_cmpl_tok_params, max_total_tokens=None)
         self._check_asked()
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """A batch of made-up pictures: what is slow the first time is not slow for rows, and a
+        model that cannot answer at all is found before they fail one by one."""
+        size = self._image_size
+        asked = []
+        for i in range(min(self.capacity, WARM_UP)):
+            picture = Image.new("RGB", (size.width, size.height), (3 * i, 255 - 3 * i, 128))
+            image = LoadedImage(picture, size, f"warm-up-{i}")
+            prompt, short = "Describe the image.", Sampling(max_tokens=8, min_tokens=8)
+            request = Request(-1, i, 0, "", TaskKind.TEXT, prompt, None, images=(image,))
+            asked.append(self.generate(replace(request, sampling=short)))
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(outcome, EngineDead):
+                raise _start_error(self._model, outcome, self._log_at)
+            if isinstance(outcome, RequestFailed):
+                log.warning("warming up: %s", outcome.failure.message)
+                if outcome.failure.code is ErrorCode.ENGINE_FAILED:
+                    raise _start_error(self._model, outcome, self._log_at)
+        self._counted = Counter({"processed_images": -self.counters.get("processed_images", 0)})
 
     def _check_asked(self) -> None:
         """What vLLM refuses of the sampling or of a schema is no reason for a million failures."""
@@ -134,10 +178,10 @@ class VllmEngine:
     def counters(self) -> Mapping[str, int]:
         """``processed_images``: by the model's image processor; the others were in its cache."""
         cache = None if self._engine is None else self._renderer.mm_processor_cache
-        if cache is not None:
-            stats = cache.make_stats()
-            self._counted["processed_images"] = stats.total - stats.hits
-        return self._counted
+        if cache is None:
+            return self._counted
+        stats = cache.make_stats()
+        return self._counted + Counter({"processed_images": stats.total - stats.hits})
 
     async def generate(self, request: Request) -> Completion:
         async with self._slots:
@@ -159,15 +203,17 @@ class VllmEngine:
             await asyncio.to_thread(engine.shutdown)
 
     async def _generate(self, request: Request) -> Completion:
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         if self._gone is not None:
             raise EngineDead(self._gone)
         try:
             rendered = await self._render(request)
-            self._check_length(len(rendered["prompt_token_ids"]))  # raises RequestFailed
-            self._computing[request.row] += 1
+        except Exception as error:  # of the model's own image processor or template
+            raise failed(ErrorCode.ENGINE_FAILED, Stage.PROMPT, one_line(error)) from None
+        self._check_length(len(rendered["prompt_token_ids"]))
+        self._computing[request.row] += 1
+        try:
             outputs = self._engine.generate(
                 rendered,
                 self._params(request.sampling, request.structure),
@@ -176,28 +222,21 @@ class VllmEngine:
             )
             async for output in outputs:
                 last = output
-        except EngineDeadError:
-            raise self._dead() from None
-        except (VLLMClientError, EngineGenerateError, ValueError, TypeError, RuntimeError) as error:
-            if self._engine is None or self._engine.errored:
+        except Exception as error:
+            if self._engine is None or self._engine.errored or isinstance(error, EngineDeadError):
                 raise self._dead() from None
-            self._done(request)
+            self._computing[request.row] -= 1
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise failed(ErrorCode.ENGINE_FAILED, Stage.GENERATE, one_line(cause)) from None
-        self._done(request)
-        return self._completion(last)
-
-    def _done(self, request: Request) -> None:
         self._computing[request.row] -= 1
-        if self._computing[request.row] <= 0:
-            del self._computing[request.row]
+        return self._completion(last)
 
     def _dead(self) -> EngineDead:
         """The first one to hear of it has the suspects; those who come after had no request there
         that it did not have."""
         if self._gone is None:
             self._gone = _root_cause(self._log_at) or "vLLM's engine process died"
-        return EngineDead(self._gone, suspects=frozenset(self._computing))
+        return EngineDead(self._gone, suspects=frozenset(+self._computing))
 
     async def _render(self, request: Request) -> Any:
         """The prompt as vLLM's engine takes it: tokens, and the images' tensors where it has not

@@ -36,6 +36,13 @@ def check_executor(job: JobSpec) -> None:
             "--ray-address is given, and --executor local does not use Ray",
             hint="leave one of the two out",
         )
+    here = usable_gpus()
+    if job.gpus_per_worker > max(1, here) and not job.ray_address:
+        raise UsageError(
+            f"--gpus-per-worker {job.gpus_per_worker}: this machine has {here} usable "
+            f"GPU{'s' if here != 1 else ''}",
+            hint="a worker's GPUs must be on one node; --ray-address names a cluster that has them",
+        )
 
 
 def usable_gpus() -> int:

@@ -60,7 +60,7 @@ class RayExecutor:
         _connect(address, workers or 1)
         try:
             nodes = _gpus_of_nodes()
-            self._gpus = _gpus_that_exist(gpus_per_worker, nodes, own_cluster=address is None)
+            self._gpus = _gpus_that_exist(gpus_per_worker, nodes)
         except UsageError:
             ray.shutdown()
             raise
@@ -324,10 +324,10 @@ def _gpus_of_nodes() -> list[int]:
     return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
-def _gpus_that_exist(asked: int, nodes: list[int], *, own_cluster: bool) -> int:
+def _gpus_that_exist(asked: int, nodes: list[int]) -> int:
     """What a worker can have: as many GPUs as asked for, or none where there is none at all."""
     most = max(nodes, default=0)
-    if most == 0 and (own_cluster or asked <= 1):
+    if most == 0 and asked <= 1:
         return 0
     if asked > most:
         raise UsageError(
