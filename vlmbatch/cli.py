@@ -342,6 +342,7 @@ def run(overwrite: bool, prepare: bool, as_json: bool, **options: Any) -> None:
 @click.option("--workers", type=int, help="Engines. Default: as before.")
 @click.option("--executor", type=click.Choice(["auto", "local", "ray"]), help="As for run.")
 @click.option("--ray-address", metavar="ADDR", help="As for run.")
+@click.option("--base-url", metavar="URL", help="Where the endpoint is by now (openai).")
 @click.option("--checkpoint-rows", type=int, help="Rows per commit. Default: as before.")
 @click.option("--max-failure-rate", type=float, help="As for run.")
 @click.option(
@@ -369,7 +370,10 @@ def retry(
         if code not in set(ErrorCode):
             raise UsageError(f"unknown code {code!r}", hint=f"known: {', '.join(ErrorCode)}")
     changes = {key: value for key, value in settings.items() if value is not None}
-    _finish(retry_failed(output, tuple(codes or ()), changes, engine_args), as_json)
+    engine: dict[str, Any] = {"args": engine_args}
+    if "base_url" in changes:
+        engine["base_url"] = changes.pop("base_url")
+    _finish(retry_failed(output, tuple(codes or ()), changes, engine), as_json)
 
 
 @main.command()

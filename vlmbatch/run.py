@@ -77,19 +77,20 @@ def run(
 
 
 def retry(
-    folder: str, codes: tuple[str, ...], changes: dict[str, Any], engine_args: dict[str, str]
+    folder: str, codes: tuple[str, ...], changes: dict[str, Any], engine_changes: dict[str, Any]
 ) -> Summary:
     """The failed results of an output, asked again.
 
-    ``changes`` are job settings, and ``engine_args`` engine settings, that change no answer.
+    ``changes`` are job settings, and ``engine_changes`` those of the engine (its ``args`` are
+    added to what was given before), that change no answer.
     """
     store = LocalStore(folder)
     stored = read_run_file(store)
     if stored is None:
         raise UsageError(f"{folder} is no output of vlmbatch", hint="name the folder of a run")
     job = stored.spec
-    args = {**job.engine.args, **engine_args}
-    engine = job.engine.model_copy(update={"args": args})
+    args = {**job.engine.args, **engine_changes.get("args", {})}
+    engine = job.engine.model_copy(update={**engine_changes, "args": args})
     check_engine(engine)
     if asked_settings(engine) != asked_settings(job.engine):
         raise UsageError("that --engine-arg changes the answers; a retry asks the same again")

@@ -49,6 +49,7 @@ def status_of(folder: str) -> dict[str, Any]:
         "truncated": counts.truncated,
         "rows_per_second": latest.get("rows_per_second", 0.0),
         "seconds_left": latest.get("seconds_left") if running else None,
+        "engine_starved": latest.get("engine_starved"),
         "prompt_tokens": counts.prompt_tokens,
         "completion_tokens": counts.completion_tokens,
         "model": run_file.model["label"],
@@ -77,6 +78,10 @@ def describe(found: dict[str, Any]) -> str:
             f"  {found['rows_per_second']:.1f} rows/s"
             + (f", about {left:,} s left" if left is not None else "")
         )
+        if found["engine_starved"] is not None:
+            lines.append(
+                f"  engines had too little to do {found['engine_starved']:.1%} of the time"
+            )
         for name, worker in found["workers"].items():
             doing = (
                 f"{worker['answered']:,} answered, {worker['in_flight']} rows in flight"

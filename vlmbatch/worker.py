@@ -26,6 +26,7 @@ from vlmbatch.engines import make_engine
 from vlmbatch.errors import (
     EndpointError,
     EngineDead,
+    EngineStartError,
     ManifestError,
     VlmbatchError,
     WorkerRefused,
@@ -129,7 +130,14 @@ class Worker:
         """Work until Drain comes or the engine dies; Ended or Broken is emitted last."""
         try:
             await self._engine.start()
-        except VlmbatchError as error:
+        except Exception as error:
+            if not isinstance(error, VlmbatchError):  # another start would end as this one
+                log.exception("unforeseen")
+                said = " ".join(str(error).split())[:300]
+                error = EngineStartError(
+                    f"the engine cannot start: {type(error).__name__}: {said}",
+                    hint=f"its whole log is in {self._store.logs}",
+                )
             self._emit(_broken(error))
             return
         in_flight = 2 * self._engine.capacity + READ_ROWS

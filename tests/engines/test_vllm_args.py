@@ -46,6 +46,8 @@ def test_what_may_change_answers_is_part_of_what_is_asked() -> None:
 
     assert asked() == asked(max_num_seqs=8, gpu_memory_utilization=0.5)
     assert asked() == asked(args={"enforce_eager": "true", "block_size": "32"})
+    assert asked() == asked(args={"enforce-eager": "true"})
+    assert asked(args={"mm-processor-kwargs": "{}"}) == asked(args={"mm_processor_kwargs": "{}"})
     for change in (
         {"max_model_len": 512},
         {"quantization": "fp8"},

@@ -117,7 +117,8 @@ def asked_settings(engine: EngineSpec) -> dict[str, Any]:
     """The settings and arguments that may change answers: those are part of what was asked."""
     settings: dict[str, Any] = {name: getattr(engine, name) for name in ASKED_SETTINGS}
     operational = _operational(engine.name)
-    args = {key: value for key, value in engine.args.items() if key not in operational}
+    given = {key.replace("-", "_"): value for key, value in engine.args.items()}  # vLLM takes both
+    args = {key: value for key, value in given.items() if key not in operational}
     return {**settings, "engine.args": args}
 
 

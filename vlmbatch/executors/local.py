@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from vlmbatch.executors import Died, Event, Placed, Said
-from vlmbatch.messages import Message, Setup, from_json, to_json
+from vlmbatch.messages import Broken, Message, Setup, from_json, to_json
 from vlmbatch.results.store import reported
 
 
@@ -114,10 +114,16 @@ class _Process:
             self._to_worker.write(line)
 
     def _listen(self, from_worker: BinaryIO) -> None:
-        with from_worker:
-            for line in from_worker:
-                if line.endswith(b"\n"):
-                    self._events.put(Said(self._name, from_json(json.loads(line))))
+        try:
+            with from_worker:
+                for line in from_worker:
+                    if line.endswith(b"\n"):
+                        self._events.put(Said(self._name, from_json(json.loads(line))))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:  # else waited for
+            hint = "install the same version of vlmbatch anew, and run the same command again"
+            broken = Broken(f"the worker said what this version cannot read: {error}", hint, True)
+            self._events.put(Said(self._name, broken))
+            self.kill()
         code = self._process.wait()
         self._events.put(Died(self._name, self._reason(code)))
 
