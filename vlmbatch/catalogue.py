@@ -2,44 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from vlmbatch.families import FAMILIES, family_for
-from vlmbatch.models import resolve_model
+from vlmbatch.engines import transformers_probe, vllm_probe
+from vlmbatch.families import ENTRIES, Entry, entry_named, family_for
+from vlmbatch.families.base import IMAGE
+from vlmbatch.grounding import Size
+from vlmbatch.models import DEMO, resolve_model
 from vlmbatch.records import TaskKind
 from vlmbatch.tasks import Ask
 
-_FOR = {
-    "demo": ("demo", "location tokens <loc_0> to <loc_64>, xyxy", "tested"),
-    "idefics3": ("SmolVLM, Idefics3", "JSON 0 to 1000, xyxy (a guess: not trained)", "unverified"),
-    "generic": ("any other with a chat template", "JSON 0 to 1000, xyxy (a guess)", "unverified"),
+SIZES = (Size(640, 480), Size(1920, 1080))
+"""Of which the image tokens are told."""
+
+ASKS = {
+    "caption": Ask(TaskKind.CAPTION),
+    "caption, detailed": Ask(TaskKind.CAPTION, style="detailed"),
+    "vqa": Ask(TaskKind.VQA, question="{question}"),
+    "ground": Ask(TaskKind.GROUND, question="{phrase}", labels=("{phrase}",)),
+    "detect": Ask(TaskKind.DETECT, labels=("{label}", "{label}")),
+    "ocr": Ask(TaskKind.OCR),
 }
 
 
 def describe_families() -> list[dict[str, Any]]:
+    """One entry per family, in the order in which they are tried."""
     return [
-        {"family": name, "models": _FOR[name][0], "boxes": _FOR[name][1], "evidence": _FOR[name][2]}
-        for name in FAMILIES
+        {
+            "family": entry.name,
+            "models": ", ".join(entry.checkpoints),
+            "tasks": ", ".join(entry.tasks),
+            "boxes": entry.boxes or "none",
+            "evidence": entry.evidence,
+            "own_code": entry.own_code,
+            "transformers": _types_in_transformers(entry),
+            "note": entry.note,
+        }
+        for entry in ENTRIES
     ]
 
 
-def describe_model(name: str) -> dict[str, Any]:
-    """Where the model is, its family, and the wording of each task."""
+def describe_model(name: str, family: str | None = None) -> dict[str, Any]:
+    """Where the model is, its family, the engines that know it, and how each task is worded.
+
+    A prompt is the user's turn of the model's chat template; that of a model without one is whole,
+    ``<image>`` stands where the image goes.
+    """
     found = resolve_model(name, None)
-    family = family_for(found.config)
-    asks = {
-        "caption": Ask(TaskKind.CAPTION),
-        "caption, detailed": Ask(TaskKind.CAPTION, style="detailed"),
-        "vqa": Ask(TaskKind.VQA, question="{question}"),
-        "ground": Ask(TaskKind.GROUND, question="{phrase}", labels=("{phrase}",)),
-        "detect": Ask(TaskKind.DETECT, labels=("{label}", "{label}")),
-        "ocr": Ask(TaskKind.OCR),
-    }
+    chosen = family_for(found.config, family, name)
+    entry = entry_named(chosen.name)
     return {
         "model": name,
         "path": found.path,
         "revision": found.revision,
-        "family": family.name,
-        "boxes": _FOR[family.name][1],
-        "prompts": {task: family.word(ask) for task, ask in asks.items()},
+        "family": chosen.name,
+        "boxes": entry.boxes or "none",
+        "evidence": entry.evidence,
+        "note": entry.note,
+        "prompt_form": "whole" if chosen.raw else "chat template",
+        "prompts": {
+            task: chosen.word(ask).replace(IMAGE, "<image>")
+            for task, ask in ASKS.items()
+            if ask.kind in entry.tasks
+        },
+        "image_tokens": {
+            f"{size.width}x{size.height}": chosen.image_tokens(size) for size in SIZES
+        },
+        "engines": _engines(found.config),
     }
+
+
+def _types_in_transformers(entry: Entry) -> str:
+    """The model types that are this family's and that the transformers here has."""
+    if not transformers_probe.is_installed():
+        return "not installed"
+    if entry.name == DEMO:  # it is known by its config.json, and not by its type
+        return "idefics3"
+    ids = [checkpoint.rpartition("/")[2].lower() for checkpoint in entry.checkpoints]
+    if entry is ENTRIES[-1]:
+        return "any"
+    found = [
+        t
+        for t in transformers_probe.image_text_types()
+        if any(entry.matches({"model_type": t}, i) for i in ids)
+    ]
+    return ", ".join(sorted(found)) or "no"
+
+
+def _engines(config: Mapping[str, Any]) -> dict[str, str]:
+    """What each engine that is installed here says about the model."""
+    kind, in_transformers = config.get("model_type"), "not installed"
+    if transformers_probe.is_installed():
+        known = kind in transformers_probe.image_text_types()
+        in_transformers = "yes" if known else f"does not know the model type {kind}"
+    in_vllm = "not installed"
+    if vllm_probe.is_installed():
+        architectures = config.get("architectures")
+        names = architectures if isinstance(architectures, list) else []
+        in_vllm = vllm_probe.probe(tuple(map(str, names))).problem or "yes"
+    return {"transformers": in_transformers, "vllm": in_vllm}

@@ -405,9 +405,10 @@ def models(model: str | None, as_json: bool) -> None:
             if isinstance(value, dict):
                 click.echo(f"{key}:")
                 for name, text in value.items():
-                    click.echo(f"  {name + ':':<18} {text}")
-            else:
-                click.echo(f"{key + ':':<12} {value}")
+                    shown = "?" if text is None else str(text).replace("\n", "\\n")
+                    click.echo(f"  {name + ':':<18} {shown}")
+            elif value not in ("", False):
+                click.echo(f"{key.replace('_', ' ') + ':':<13} {'yes' if value is True else value}")
         click.echo("")
 
 

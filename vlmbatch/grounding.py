@@ -46,41 +46,77 @@ class Point:
     y: float
 
 
-@dataclass(frozen=True, slots=True)
-class GridSpace:
-    """Coordinates that count from 0 to ``steps`` over the whole image, on each axis by itself.
+class Space:
+    """A coordinate space of answers: on each axis, pixel = scale x value + shift."""
 
-    Right for models that see the image squashed, or answer relative to the upright original.
-    """
-
-    steps: float
+    def axes(self, image: Size) -> tuple[tuple[float, float], tuple[float, float]]:
+        """(scale, shift) of x and of y for an image of this size."""
+        raise NotImplementedError
 
     def to_pixels(self, box: Box, image: Size) -> Box | None:
         """The box in image pixels, corners sorted, clipped; None if nothing of it is inside."""
-        scale_x, scale_y = image.width / self.steps, image.height / self.steps
-        return clip(
-            Box(
-                box.label,
-                box.x1 * scale_x,
-                box.y1 * scale_y,
-                box.x2 * scale_x,
-                box.y2 * scale_y,
-                box.score,
-            ),
-            image,
-        )
+        return clip(self._mapped(box, *self.axes(image)), image)
 
     def from_pixels(self, box: Box, image: Size) -> Box:
-        """The inverse of ``to_pixels``: image pixels to steps, not rounded."""
-        scale_x, scale_y = self.steps / image.width, self.steps / image.height
-        return Box(
-            box.label,
-            box.x1 * scale_x,
-            box.y1 * scale_y,
-            box.x2 * scale_x,
-            box.y2 * scale_y,
-            box.score,
-        )
+        """The inverse of ``to_pixels``: image pixels to this space, not rounded."""
+        (sx, tx), (sy, ty) = self.axes(image)
+        return self._mapped(box, (1 / sx, -tx / sx), (1 / sy, -ty / sy))
+
+    def point_to_pixels(self, point: Point, image: Size) -> Point | None:
+        """The point in image pixels; None if it is outside of the image."""
+        (sx, tx), (sy, ty) = self.axes(image)
+        x, y = sx * point.x + tx, sy * point.y + ty
+        inside = 0 <= x <= image.width and 0 <= y <= image.height
+        return Point(point.label, x, y) if inside else None
+
+    def point_from_pixels(self, point: Point, image: Size) -> Point:
+        (sx, tx), (sy, ty) = self.axes(image)
+        return Point(point.label, (point.x - tx) / sx, (point.y - ty) / sy)
+
+    @staticmethod
+    def _mapped(box: Box, x: tuple[float, float], y: tuple[float, float]) -> Box:
+        (sx, tx), (sy, ty) = x, y
+        x1, x2 = sx * box.x1 + tx, sx * box.x2 + tx
+        return Box(box.label, x1, sy * box.y1 + ty, x2, sy * box.y2 + ty, box.score)
+
+
+@dataclass(frozen=True, slots=True)
+class GridSpace(Space):
+    """Coordinates that count from 0 to ``steps`` over the whole image, on each axis by itself.
+
+    Right for models that see the image squashed, or answer relative to the upright original.
+    ``offset`` is added to a value first: 0.5 where values are bins and mean their centres.
+    """
+
+    steps: float
+    offset: float = 0.0
+
+    def axes(self, image: Size) -> tuple[tuple[float, float], tuple[float, float]]:
+        sx, sy = image.width / self.steps, image.height / self.steps
+        return (sx, sx * self.offset), (sy, sy * self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedSpace(Space):
+    """Coordinates from 0 to ``steps`` over the square that the image was padded to, centred."""
+
+    steps: float
+
+    def axes(self, image: Size) -> tuple[tuple[float, float], tuple[float, float]]:
+        side = max(image.width, image.height)
+        scale = side / self.steps
+        left, top = (side - image.width) // 2, (side - image.height) // 2
+        return (scale, -float(left)), (scale, -float(top))
+
+
+@dataclass(frozen=True, slots=True)
+class ResizedSpace(Space):
+    """Pixels of the image as it was resized to ``size`` for the model."""
+
+    size: Size
+
+    def axes(self, image: Size) -> tuple[tuple[float, float], tuple[float, float]]:
+        return (image.width / self.size.width, 0.0), (image.height / self.size.height, 0.0)
 
 
 def clip(box: Box, image: Size) -> Box | None:

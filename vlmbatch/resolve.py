@@ -15,12 +15,13 @@ import pyarrow as pa
 from vlmbatch.engines import asked_settings, check_engine
 from vlmbatch.engines.choice import choose_engine
 from vlmbatch.errors import ManifestError, UsageError
-from vlmbatch.families import Family, family_for
+from vlmbatch.families import Family, entry_named, family_for
+from vlmbatch.families.base import BOX_TASKS
 from vlmbatch.job import EngineSpec, JobSpec, SamplingSpec, TaskSpec
 from vlmbatch.manifest import Columns, Manifest
 from vlmbatch.manifest.columns import ASKED, choose_columns
 from vlmbatch.models import ModelNotFound, folder_fingerprint, resolve_model
-from vlmbatch.records import Sampling
+from vlmbatch.records import Sampling, TaskKind
 from vlmbatch.results.schema import RESULT_SCHEMA, SCHEMA_VERSION, result_schema
 from vlmbatch.run_file import RunFile
 from vlmbatch.tasks import Task, make_task, sampling_of
@@ -74,9 +75,11 @@ def asking_of(job: JobSpec, manifest: Manifest, config: Mapping[str, Any]) -> As
     columns = choose_columns(manifest.schema, job.columns, wanted, where=where)
     for task in tasks:
         _check_asked(task.spec, columns, where)
+    family = family_for(config, job.family, job.model or "")
+    _check_family(tasks, family.name)
     return Asking(
         tasks,
-        family_for(config, job.family),
+        family,
         columns,
         tuple(carried),
         result_schema([manifest.schema.field(name) for name in carried]),
@@ -322,6 +325,22 @@ def _check_structures(tasks: Sequence[Task], engine: str) -> None:
         raise UsageError(
             f"the transformers engine cannot hold a model to a schema (task {structured[0]!r})",
             hint="--engine vllm or openai can",
+        )
+
+
+def _check_family(tasks: Sequence[Task], name: str) -> None:
+    """A family is asked only what its models can answer; a prompt of one's own is any text."""
+    has = frozenset(entry_named(name).tasks)
+    for task in tasks:
+        boxes = task.kind in BOX_TASKS
+        own_words = task.template is not None and (not boxes or not has.isdisjoint(BOX_TASKS))
+        if task.kind in has or task.kind is TaskKind.TEXT or own_words:
+            continue
+        what = "boxes as JSON" if boxes else "it in plain words"
+        raise UsageError(
+            f"-t {task.name} is nothing that models of the family {name!r} were trained for "
+            f"(they have: {', '.join(kind for kind in TaskKind if kind in has)})",
+            hint=f"another model, or --family generic, which asks any model for {what}",
         )
 
 

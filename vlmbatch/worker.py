@@ -110,6 +110,7 @@ class Worker:
             executor=self._threads,
             limits=Limits(max_bytes=job.max_image_bytes, max_pixels=job.max_image_pixels),
             target=self._asking.family.target,
+            prepare=self._asking.family.prepare,
         )
         if job.engine.image_transport == "url":
             loader = ImageUrls()

@@ -68,9 +68,15 @@ def test_odd_numbers_and_places():
     text = '{"bbox_2d":[ 900.5 ,-3, 100,2000 ]}'
     assert read(TaskKind.GROUND, text, SQUARE, "x").boxes == (Box("x", 100, 0, 900.5, 1000),)
     assert read(TaskKind.GROUND, '{"bbox_2d": [1, 1, 1, 9]}', SQUARE, "x").boxes == ()
+    nested = '[[{"bbox_2d": [[900, 700, 100, 200]], "label": "a"}]]'
+    assert read(TaskKind.DETECT, nested).boxes == (Box("a", 100, 200, 900, 700),)
+    thought = f"<think>{nested}</think>" + '{"bbox_2d": [0, 0, 1, 1], "label": "红色的猫"}'
+    assert read(TaskKind.DETECT, thought).boxes == (Box("红色的猫", 0, 0, 1, 1),)
 
 
-@pytest.mark.parametrize("text", ["[]", "[ ]", "```json\n[]\n```", "None", "There is no cat."])
+@pytest.mark.parametrize(
+    "text", ["[]", "[ ]", "```json\n[]\n```", "None", "There are none.", "图中没有猫。"]
+)
 def test_some_ways_to_say_that_there_is_none(text):
     assert read(TaskKind.DETECT, text).boxes == ()
 
@@ -125,7 +131,7 @@ def test_a_long_answer_is_read_in_linear_time(piece):
 
 
 def test_the_family_is_decided_by_the_config():
-    assert family_for({"model_type": "llava"}).name == "generic"
+    assert family_for({"model_type": "unheard-of"}).name == "generic"
     assert family_for({}).name == "generic"
     assert family_for({"model_type": "smolvlm"}).name == "idefics3"
     assert family_for({"model_type": "idefics3", "vision_config": None}).name == "idefics3"

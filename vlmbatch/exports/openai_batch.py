@@ -194,6 +194,7 @@ class _Export:
             executor=self._threads,
             limits=Limits(max_bytes=job.max_image_bytes, max_pixels=job.max_image_pixels),
             target=opened.asking.family.target,
+            prepare=opened.asking.family.prepare,
         )
         if job.engine.image_transport == "url":
             self._loader = ImageUrls()

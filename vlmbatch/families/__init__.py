@@ -6,31 +6,104 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmbatch.errors import UsageError
-from vlmbatch.families.base import Family
-from vlmbatch.families.demo import Demo
-from vlmbatch.families.generic import Generic, Idefics3
+from vlmbatch.families import (
+    aya,
+    cogvlm,
+    deepseek_vl,
+    deepseek_vl2,
+    demo,
+    florence2,
+    fuyu,
+    gemma,
+    generic,
+    glm,
+    idefics3,
+    internvl,
+    kimi,
+    kosmos2,
+    llama,
+    llava,
+    minicpm,
+    molmo,
+    moondream,
+    paligemma,
+    phi,
+    pixtral,
+    qwen,
+    yi_vl,
+)
+from vlmbatch.families.base import Entry, Family
 
-__all__ = ["FAMILIES", "Family", "family_for"]
+__all__ = ["ENTRIES", "FAMILIES", "Entry", "Family", "entry_named", "family_for"]
 
-FAMILIES = ("demo", "generic", "idefics3")
+_MODULES = (
+    demo,
+    yi_vl,  # before llava: its config says that it is one
+    pixtral,  # before llava: a Pixtral's model_type may be "llava"
+    llava,
+    deepseek_vl,
+    kosmos2,
+    fuyu,
+    paligemma,
+    florence2,
+    idefics3,
+    llama,
+    aya,
+    qwen,
+    internvl,
+    glm,
+    kimi,
+    gemma,
+    minicpm,
+    deepseek_vl2,
+    phi,
+    molmo,
+    moondream,
+    cogvlm,
+    generic,  # last: it takes any model
+)
+
+ENTRIES: tuple[Entry, ...] = tuple(entry for module in _MODULES for entry in module.ENTRIES)
+"""All families; the first that matches a model is the model's."""
+
+FAMILIES = tuple(entry.name for entry in ENTRIES)
 
 
-def family_for(config: Mapping[str, Any], name: str | None = None) -> Family:
-    """The family of a model's config.json, or the one that was asked for by name."""
-    name = name or _family_name(config)
-    vision = config.get("vision_config") or {}
-    match name:
-        case "demo":
-            return Demo(int(vision.get("image_size", 64)))
-        case "idefics3":
-            return Idefics3(int(vision.get("image_size", 512)))
-        case "generic":
-            return Generic()
-        case _:
-            raise UsageError(f"unknown family {name!r}", hint=f"known: {', '.join(FAMILIES)}")
+def family_for(
+    config: Mapping[str, Any],
+    name: str | None = None,
+    model_id: str = "",
+    *,
+    box_space: str | None = None,
+) -> Family:
+    """The family of a model's config.json, or the one that was asked for by name.
+
+    ``model_id`` is the Hub id or folder of the model, ``box_space`` another reading of its boxes.
+    Raises UsageError for a name or a reading that is not known.
+    """
+    entry = entry_named(name) if name else entry_of(config, model_id)
+    family = entry.make(config)
+    if box_space is not None:
+        if box_space not in entry.box_spaces:
+            known = ", ".join(entry.box_spaces)
+            raise UsageError(
+                f"family {entry.name!r} has no reading {box_space!r} of its boxes",
+                hint=f"it has: {known}" if known else "it has only one",
+            )
+        family.space = entry.box_spaces[box_space]  # type: ignore[attr-defined]
+    return family
 
 
-def _family_name(config: Mapping[str, Any]) -> str:
+def entry_named(name: str) -> Entry:
+    for entry in ENTRIES:
+        if entry.name == name:
+            return entry
+    raise UsageError(f"unknown family {name!r}", hint=f"known: {', '.join(FAMILIES)}")
+
+
+def entry_of(config: Mapping[str, Any], model_id: str = "") -> Entry:
+    """The first that matches; the last, generic, takes any model."""
     if "vlmbatch_family" in config:
-        return str(config["vlmbatch_family"])
-    return "idefics3" if config.get("model_type") in ("idefics3", "smolvlm") else "generic"
+        return entry_named(str(config["vlmbatch_family"]))
+    last_part = model_id.rstrip("/").rpartition("/")[2].lower()
+    return next(entry for entry in ENTRIES if entry.matches(config, last_part))

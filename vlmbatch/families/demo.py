@@ -10,8 +10,20 @@ Source: examples/demo_model/README.md.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from vlmbatch.families.base import plain_text, shown, unreadable
+from vlmbatch.families.base import (
+    ALL_TASKS,
+    BOX_TASKS,
+    Chat,
+    Entry,
+    plain_text,
+    shown,
+    steps_of,
+    unreadable,
+    whole,
+)
 from vlmbatch.grounding import Box, GridSpace, Size
 from vlmbatch.records import Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
@@ -20,15 +32,15 @@ _BOX = re.compile(r"<loc_(\d{1,3})><loc_(\d{1,3})><loc_(\d{1,3})><loc_(\d{1,3})>
 _LABEL_CHARS = 80
 
 
-class Demo:
+class Demo(Chat):
     """Family of the bundled model and of models fine-tuned from it."""
 
     name = "demo"
     version = 1
     space = GridSpace(64)
 
-    def __init__(self, side: int = 64) -> None:
-        self._side = side
+    def __init__(self, side: int = 64, tokens: int = 67) -> None:
+        self._side, self._tokens = side, tokens
 
     def word(self, ask: Ask) -> str:
         match ask.kind:
@@ -47,7 +59,7 @@ class Demo:
     def read(
         self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in (TaskKind.GROUND, TaskKind.DETECT):
+        if kind not in BOX_TASKS:
             return Answer(text=plain_text(text))
         phrase = labels[0] if labels else ""
         boxes = []
@@ -63,5 +75,36 @@ class Demo:
             raise unreadable(f"no box in the answer {shown(text)}")
         return Answer(boxes=tuple(boxes))
 
+    def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
+        texts = []
+        for box in boxes:
+            b = self.space.from_pixels(box, image.size)
+            (x1, x2), (y1, y2) = steps_of(b.x1, b.x2, 64), steps_of(b.y1, b.y2, 64)
+            texts.append(f"{box.label} <loc_{x1}><loc_{y1}><loc_{x2}><loc_{y2}>")
+        return " ; ".join(texts) or "none"
+
     def target(self, size: Size) -> Size:
         return Size(self._side, self._side)
+
+    def image_tokens(self, size: Size) -> int:
+        return self._tokens
+
+
+def _make(config: Mapping[str, Any]) -> Demo:
+    side = whole(config, "vision_config", "image_size", default=64)
+    patch = whole(config, "vision_config", "patch_size", default=8)
+    scale = whole(config, "scale_factor", default=1)
+    return Demo(side, max(1, side // patch // scale) ** 2 + 3)
+
+
+ENTRIES = (
+    Entry(
+        name="demo",
+        checkpoints=("demo",),
+        tasks=ALL_TASKS,
+        boxes="<loc_x1><loc_y1><loc_x2><loc_y2>, edges from 0 to 64",
+        evidence="run",
+        matches=lambda config, model_id: False,  # named by its config.json: vlmbatch_family
+        make=_make,
+    ),
+)

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 
-from vlmbatch.families.base import CAPTIONS, OCR, plain_text, shown, unreadable
-from vlmbatch.grounding import Box, GridSpace, Size
+from vlmbatch.families.base import (
+    ALL_TASKS,
+    BOX_TASKS,
+    Chat,
+    Entry,
+    answered,
+    read_boxes,
+    steps_of,
+)
+from vlmbatch.grounding import Box, GridSpace
 from vlmbatch.records import Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
@@ -19,52 +28,50 @@ _JSON_FORM = (
     "coordinates from 0 to 1000, or [] if there is none."
 )
 _NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*"
-_BOX = re.compile(rf'"bbox_2d"\s*:\s*\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]')
+_BOX = re.compile(rf'"bbox_2d"\s*:\s*\[(?:\s*\[)?{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]')
 _LABEL = re.compile(r'"label"\s*:\s*("(?:[^"\\]|\\.){0,200}")')
-_NONE = re.compile(r"\[\s*\]|\bnone\b|\bno such\b|\bthere (?:is|are) no", re.IGNORECASE)
 
 
-class Generic:
+class Generic(Chat):
     """The fallback family."""
 
     name = "generic"
-    version = 1
+    version = 2
     space = GridSpace(1000)
 
-    def word(self, ask: Ask) -> str:
-        match ask.kind:
-            case TaskKind.VQA:
-                return ask.question or ""
-            case TaskKind.GROUND:
-                return f"Locate {ask.question} in this image. {_JSON_FORM}"
-            case TaskKind.DETECT:
-                return f"Detect every {', '.join(ask.labels)} in this image. {_JSON_FORM}"
-            case TaskKind.OCR:
-                return OCR
-            case _:
-                return CAPTIONS[ask.style]
+    def word_boxes(self, ask: Ask) -> str:
+        if ask.kind is TaskKind.GROUND:
+            return f"Locate {ask.question} in this image. {_JSON_FORM}"
+        return f"Detect every {', '.join(ask.labels)} in this image. {_JSON_FORM}"
 
     def read(
         self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in (TaskKind.GROUND, TaskKind.DETECT):
-            return Answer(text=plain_text(text))
+        if kind not in BOX_TASKS:
+            return super().read(kind, text, labels=labels, image=image)
+        text = answered(text)
         default = labels[0] if kind is TaskKind.GROUND and labels else ""
-        found = []
-        matches = list(_BOX.finditer(text))
-        ends = [0, *(match.end() for match in matches)]
-        starts = [*(match.start() for match in matches), len(text)]
-        for i, match in enumerate(matches):
-            label = _label_of(text[ends[i] : starts[i]], text[ends[i + 1] : starts[i + 1]])
-            x1, y1, x2, y2 = (float(number) for number in match.groups())
-            found.append(Box(default if label is None else label, x1, y1, x2, y2))
-        if not found and not _NONE.search(text):
-            raise unreadable(f"no box in the answer {shown(text)}")
-        boxes = (self.space.to_pixels(box, image.size) for box in found)
-        return Answer(boxes=tuple(box for box in boxes if box is not None))
+        return read_boxes(json_boxes(text, default), text, self.space, image)
 
-    def target(self, size: Size) -> Size:
-        return size
+    def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
+        items = []
+        for box in boxes:
+            b = self.space.from_pixels(box, image.size)
+            x1, x2 = steps_of(b.x1, b.x2, 1000)
+            y1, y2 = steps_of(b.y1, b.y2, 1000)
+            items.append({"bbox_2d": [x1, y1, x2, y2], "label": box.label})
+        return json.dumps(items, ensure_ascii=False)
+
+
+def json_boxes(text: str, default: str) -> Iterator[Box]:
+    """The objects with ``bbox_2d``, also of JSON that was cut off or stands between other text."""
+    matches = list(_BOX.finditer(text))
+    ends = [0, *(match.end() for match in matches)]
+    starts = [*(match.start() for match in matches), len(text)]
+    for i, match in enumerate(matches):
+        label = _label_of(text[ends[i] : starts[i]], text[ends[i + 1] : starts[i + 1]])
+        x1, y1, x2, y2 = (float(number) for number in match.groups())
+        yield Box(default if label is None else label, x1, y1, x2, y2)
 
 
 def _label_of(before: str, after: str) -> str | None:
@@ -80,21 +87,14 @@ def _label_of(before: str, after: str) -> str | None:
         return label[1][1:-1]
 
 
-class Idefics3(Generic):
-    """SmolVLM and Idefics3: plain prompts; grounding was not trained, so boxes are a guess.
-
-    The processor resizes the long edge to four tiles (families of 364, 384 or 512 px tiles), so a
-    larger picture holds nothing that the model sees.
-    """
-
-    name = "idefics3"
-
-    def __init__(self, tile: int) -> None:
-        self._long_edge = 4 * tile
-
-    def target(self, size: Size) -> Size:
-        long_edge = max(size.width, size.height)
-        if long_edge <= self._long_edge:
-            return size
-        scale = self._long_edge / long_edge
-        return Size(max(1, round(size.width * scale)), max(1, round(size.height * scale)))
+ENTRIES = (
+    Entry(
+        name="generic",
+        checkpoints=("any other with a chat template",),
+        tasks=ALL_TASKS,
+        boxes="JSON, bbox_2d, 0 to 1000 (a guess)",
+        evidence="unverified",
+        matches=lambda config, model_id: True,
+        make=lambda config: Generic(),
+    ),
+)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import xxhash
 
@@ -21,6 +21,9 @@ from vlmbatch.images.budget import ByteBudget, Reservation
 from vlmbatch.images.decode import decode, header
 from vlmbatch.images.fetch import file_errors, locate, read
 from vlmbatch.records import ImageRef, LoadedImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 T = TypeVar("T")
 _BYTES_PER_PIXEL = 4  # Pillow pads RGB to 32 bits
@@ -81,7 +84,8 @@ class ImageLoader:
     """Loads rows; safe to call for many rows at once from one event loop.
 
     ``base`` is the folder of the manifest; ``target`` maps an image's upright size to the size that
-    the model will see (None: not resized). ``executor`` runs the blocking work: threads.
+    the model will see (None: not resized), and ``prepare`` changes the resized image, which becomes
+    at most a square of its longer side. ``executor`` runs the blocking work: threads.
     """
 
     def __init__(
@@ -92,12 +96,14 @@ class ImageLoader:
         executor: Executor,
         limits: Limits,
         target: Callable[[Size], Size] | None,
+        prepare: Callable[[Image], Image] | None = None,
     ) -> None:
         self._base = base
         self._budget = budget
         self._executor = executor
         self._limits = limits
         self._target = target
+        self._prepare = prepare
         self._counting = Lock()
         self._decoded = 0
 
@@ -139,7 +145,7 @@ class ImageLoader:
             decoded = decode(data, max_pixels=self._limits.max_pixels, target=self._target)
         with self._counting:
             self._decoded += 1
-        pixels = decoded.pixels
+        pixels = decoded.pixels if self._prepare is None else self._prepare(decoded.pixels)
         key = f"{xxhash.xxh3_128_hexdigest(data)}-{pixels.width}x{pixels.height}"
         return LoadedImage(pixels, decoded.size, key)
 

@@ -1,0 +1,66 @@
+"""SmolVLM, SmolVLM2 and Idefics3: plain prompts; grounding was not trained, so boxes are a guess.
+
+The processor resizes the long edge to four tiles and cuts the picture into tiles, beside the whole
+of it as one more; so a larger picture holds nothing that the model sees. Tiles are 364 (Idefics3),
+384 (SmolVLM 2.2B) or 512 px (256M, 500M). Source: transformers 5.19, processing_idefics3.py and
+image_processing_pil_idefics3.py; sizes: vision_config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from vlmbatch.families.base import ALL_TASKS, Entry, shrunk, whole
+from vlmbatch.families.generic import Generic
+from vlmbatch.grounding import Size
+
+
+class Idefics3(Generic):
+    """A tile is ``side`` pixels and ``tokens`` tokens."""
+
+    name = "idefics3"
+
+    def __init__(self, side: int, tokens: int) -> None:
+        self._side, self._tokens = side, tokens
+
+    def target(self, size: Size) -> Size:
+        return shrunk(size, 4 * self._side)
+
+    def image_tokens(self, size: Size) -> int:
+        """Also a small picture is enlarged to four tiles along its longer side."""
+        long_edge = 4 * self._side
+        shape = size.width / size.height
+        if size.width >= size.height:
+            width, height = long_edge, int(long_edge / shape)
+            height += height % 2
+        else:
+            width, height = int(long_edge * shape), long_edge
+            width += width % 2
+        columns, rows = ceil(max(width, 1) / self._side), ceil(max(height, 1) / self._side)
+        return rows * ((self._tokens + 2) * columns + 1) + self._tokens + 3
+
+
+def _make(config: Mapping[str, Any]) -> Idefics3:
+    side = whole(config, "vision_config", "image_size", default=512)
+    patch = whole(config, "vision_config", "patch_size", default=16 if side == 512 else 14)
+    scale = whole(config, "scale_factor", default=4 if side == 512 else 2)
+    return Idefics3(side, max(1, side // patch // scale) ** 2)
+
+
+ENTRIES = (
+    Entry(
+        name="idefics3",
+        checkpoints=(
+            "HuggingFaceTB/SmolVLM-*",
+            "HuggingFaceTB/SmolVLM2-*",
+            "HuggingFaceM4/Idefics3-8B-Llama3",
+        ),
+        tasks=ALL_TASKS,
+        boxes="JSON, bbox_2d, 0 to 1000 (a guess: not trained)",
+        evidence="unverified",
+        matches=lambda config, model_id: config.get("model_type") in ("idefics3", "smolvlm"),
+        make=_make,
+    ),
+)

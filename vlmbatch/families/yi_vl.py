@@ -1,0 +1,72 @@
+"""Yi-VL: a fork of LLaVA with a prompt of its own; boxes 0 to 999, never guaranteed.
+
+Prompt: VL/README.md of 01-ai/Yi. Boxes: pixel x 999 / size (the maintainer in issue 376), as
+numbers in free text. Its config looks like LLaVA's, so it is known by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlmbatch.families.base import ALL_TASKS, BOX_TASKS, IMAGE, Chat, Entry, answered, plain_text
+from vlmbatch.families.json_boxes import default_label, edges, find_json, on_grid, placed
+from vlmbatch.families.prose import find_lists
+from vlmbatch.grounding import Box, GridSpace, Space
+from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.tasks import Ask
+
+SYSTEM = (
+    "This is a chat between an inquisitive human and an AI assistant. Assume the role of the AI "
+    "assistant. Read all the images carefully, and respond to the human's questions with "
+    "informative, helpful, detailed and polite answers. "
+    "这是一个好奇的人类和一个人工智能助手之间的对话。假设你扮演这个AI助手的角色。"
+    "仔细阅读所有的图像，并对人类的问题做出信息丰富、有帮助、详细的和礼貌的回答。"
+)
+STOP = "###"
+
+
+class YiVL(Chat):
+    """Yi-VL; an answer ends at ``###``, where the next turn would begin."""
+
+    name = "yi_vl"
+    raw = True
+    space: Space = GridSpace(999)
+
+    def word(self, ask: Ask) -> str:
+        return f"{SYSTEM}\n\n### Human: {IMAGE}\n{super().word(ask)}\n### Assistant:"
+
+    def word_boxes(self, ask: Ask) -> str:
+        what = "the bounding box coordinate of the region this sentence describes"
+        wanted = ask.question if ask.kind is TaskKind.GROUND else ", ".join(ask.labels)
+        return f"Given the image, provide {what}:\n{wanted}\n"
+
+    def read(
+        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    ) -> Answer:
+        answer = answered(text).partition(STOP)[0]
+        if kind not in BOX_TASKS:
+            return Answer(text=plain_text(answer))
+        default = default_label(kind, labels)
+        found = find_json(answer, default)
+        if not any(found):
+            found = find_lists(answer, default, labels)
+        return placed(found, answer, self.space, image)
+
+    def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
+        grid = (on_grid(self.space.from_pixels(box, image.size), 999) for box in boxes)
+        return ", ".join(f"{box.label} {edges(box)}" for box in grid) or "There are none."
+
+
+ENTRIES = (
+    Entry(
+        name=YiVL.name,
+        checkpoints=("01-ai/Yi-VL-*",),
+        tasks=ALL_TASKS,
+        boxes="[x1, y1, x2, y2] in free text, 0 to 999",
+        evidence="documented",
+        matches=lambda config, model: "yi-vl" in model.lower(),
+        make=lambda config: YiVL(),
+        own_code=True,
+        note="needs 01-ai's own code or a converted checkpoint",
+    ),
+)
