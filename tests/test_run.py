@@ -577,3 +577,18 @@ def test_a_small_job_is_shared_by_its_workers(tmp_path: Path) -> None:
     by_worker = Counter(line.pid for line in log.lines())
     assert len(by_worker) == 2
     assert min(by_worker.values()) >= 8
+
+
+def test_an_engine_that_cannot_start_for_a_reason_that_nobody_foresaw_is_started_once(
+    tmp_path: Path,
+) -> None:
+    manifest = write_manifest(tmp_path / "m.parquet", {"id": ["a"]})
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"manifest: {manifest}\noutput: {tmp_path}/out\nmodel: demo\ntasks: [caption]\n"
+        'engine: {name: echo, args: {log: "a\\0b"}}\n'
+    )
+    ended = vlmbatch("run", "--job", job)
+    assert ended.exit_code == 1, ended
+    assert "the engine cannot start: ValueError: embedded null byte" in ended.stderr
+    assert len(list((tmp_path / "out" / OURS / "logs").glob("worker-*"))) == 1

@@ -7,10 +7,9 @@ from typing import Any
 
 from vlmbatch.engines import transformers_probe, vllm_probe
 from vlmbatch.families import ENTRIES, Entry, entry_named, family_for
-from vlmbatch.families.base import IMAGE
 from vlmbatch.grounding import Size
 from vlmbatch.models import DEMO, resolve_model
-from vlmbatch.records import TaskKind
+from vlmbatch.records import IMAGE, TaskKind
 from vlmbatch.tasks import Ask
 
 SIZES = (Size(640, 480), Size(1920, 1080))

@@ -245,6 +245,7 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
         help="Images travel in the request, or as the manifest's URLs (openai). Default: inline.",
     ),
     click.option("--family", help="Force a model family: how it is asked and read."),
+    click.option("--box-space", help="Another reading of the family's boxes: see vlmbatch models."),
     click.option("--max-tokens", type=int, help="Tokens per answer, at most. Default: 256."),
     click.option("--min-tokens", type=int, help="Tokens per answer, at least. Default: 0."),
     click.option(
@@ -486,7 +487,7 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {
         key: given[key]
         for key in (
-            *("output", "model", "revision", "columns", "limit", "family", "workers"),
+            *("output", "model", "revision", "columns", "limit", "family", "box_space", "workers"),
             *("gpus_per_worker", "executor", "ray_address", "checkpoint_rows", "part_rows"),
             *("max_failure_rate", "image_memory", "max_image_pixels", "max_image_bytes"),
             *("start_timeout", "stall_timeout", "trust_remote_code"),

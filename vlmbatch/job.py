@@ -162,6 +162,7 @@ class JobSpec(Section):
     model: str | None = Field(None, description="Hub id, local directory, or demo")
     revision: str | None = Field(None, description="commit, branch or tag of a Hub model")
     family: str | None = Field(None, description="force a model family")
+    box_space: str | None = Field(None, description="another reading of the family's boxes")
     trust_remote_code: bool = False
     engine: EngineSpec = Field(default_factory=EngineSpec)
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)

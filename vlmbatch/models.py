@@ -5,6 +5,7 @@ Needs neither torch nor transformers; huggingface_hub is imported only for a Hub
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -133,7 +134,7 @@ def _local(name: str, folder: Path, revision: str | None) -> ResolvedModel:
             f"--revision {revision} was given for the local model {name}",
             hint="revisions belong to Hub ids: leave --revision out",
         )
-    return ResolvedModel(name, str(folder), fingerprint, _read(config))
+    return ResolvedModel(name, str(folder), fingerprint, _with_preprocessor(config))
 
 
 def _from_hub(name: str, revision: str | None, offline: bool) -> ResolvedModel:
@@ -159,7 +160,7 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> ResolvedModel:
     if config is None:
         at = f" at revision {revision}" if revision else ""
         raise ModelNotFound(f"model {name}{at} was not found: {why}", hint=_OTHER_MODEL)
-    return ResolvedModel(name, name, config.parent.name, _read(config))
+    return ResolvedModel(name, name, config.parent.name, _with_preprocessor(config))
 
 
 def _is_commit(revision: str | None) -> bool:
@@ -187,6 +188,8 @@ def _fetched_config(name: str, revision: str | None) -> tuple[Path | None, str]:
         found = _cached_config(name, commit)
         if found is None:
             found = Path(hf_hub_download(name, "config.json", revision=commit))
+            with contextlib.suppress(hub.EntryNotFoundError):  # families read its sizes
+                hf_hub_download(name, "preprocessor_config.json", revision=commit)
         return found, ""
     except hub.GatedRepoError:
         return None, "it is gated: accept its terms on the Hub, then log in with `hf auth login`"
@@ -201,6 +204,18 @@ def _fetched_config(name: str, revision: str | None) -> tuple[Path | None, str]:
     except Exception as error:  # the HTTP library, and so its errors, change between versions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return None, f"it is not in the local cache, and the Hub cannot be reached ({reason})"
+
+
+def _with_preprocessor(config: Path) -> dict[str, Any]:
+    """config.json, with the image processor's settings beside it as ``preprocessor``."""
+    loaded = _read(config)
+    own = config.parent / "preprocessor_config.json"
+    whole = config.parent / "processor_config.json"
+    if own.is_file():
+        return {**loaded, "preprocessor": _read(own)}
+    if whole.is_file() and isinstance(nested := _read(whole).get("image_processor"), dict):
+        return {**loaded, "preprocessor": nested}
+    return loaded
 
 
 def _read(config: Path) -> dict[str, Any]:

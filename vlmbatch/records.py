@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+IMAGE = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""Where the image goes in a whole prompt; the engine puts the model's own placeholder there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Manifest rows [first, stop)."""
@@ -108,7 +112,8 @@ class Request:
     """One prompt about one row, worded for the model's family.
 
     ``prompt`` is the text of the user's turn; the engine puts the images before it and applies the
-    chat template. ``request`` counts from 0 over all requests of the row, whatever their task.
+    chat template. With IMAGE in it, it is the whole prompt as the model reads it.
+    ``request`` counts from 0 over all requests of the row, whatever their task.
     """
 
     row: int

@@ -75,7 +75,7 @@ def asking_of(job: JobSpec, manifest: Manifest, config: Mapping[str, Any]) -> As
     columns = choose_columns(manifest.schema, job.columns, wanted, where=where)
     for task in tasks:
         _check_asked(task.spec, columns, where)
-    family = family_for(config, job.family, job.model or "")
+    family = family_for(config, job.family, job.model or "", box_space=job.box_space)
     _check_family(tasks, family.name)
     return Asking(
         tasks,
@@ -117,7 +117,9 @@ def resolve(job: JobSpec, manifest: Manifest, stored: RunFile | None) -> Resolve
             "--trust-remote-code runs code from the Hub, and no --revision pins it to a commit",
             hint=f"after reading that code, pin it: --revision {model['revision']}",
         )
-    return Resolved(job, model, _ask(job, manifest, model), _read(asking), warnings, notes)
+    return Resolved(
+        job, model, _ask(job, manifest, model), _read(asking, job.box_space), warnings, notes
+    )
 
 
 def _as_before(job: JobSpec, stored: RunFile) -> JobSpec:
@@ -130,6 +132,8 @@ def _as_before(job: JobSpec, stored: RunFile) -> JobSpec:
             changes["revision"] = before.revision
     elif job.model == before.model and "revision" not in given:
         changes["revision"] = before.revision
+    if "box_space" not in given:
+        changes["box_space"] = before.box_space
     if "family" not in given and changes.get("model", job.model) == before.model:
         changes["family"] = before.family
     engine = {
@@ -292,9 +296,14 @@ def _content_of_lora(folder: str) -> str:
     return folder_fingerprint(Path(folder))
 
 
-def _read(asking: Asking) -> dict[str, Any]:
+def _read(asking: Asking, box_space: str | None) -> dict[str, Any]:
     family = asking.family
-    return {"family": family.name, "family_version": family.version, "schema": SCHEMA_VERSION}
+    return {
+        "family": family.name,
+        "family_version": family.version,
+        "box_space": box_space,
+        "schema": SCHEMA_VERSION,
+    }
 
 
 def _no_task_twice(tasks: Sequence[Task]) -> None:

@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage, UsageError, failed
 from vlmbatch.job import BUILT_IN_TASKS, SamplingSpec, TaskSpec
-from vlmbatch.records import Request, Row, Sampling, Structure, TaskKind
+from vlmbatch.records import IMAGE, Request, Row, Sampling, Structure, TaskKind
 from vlmbatch.structure import structure_of
 
 _templates = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
@@ -227,7 +227,12 @@ def _labels(fields: Mapping[str, Any], stand_in: list[str] | None) -> list[str |
 def _worded(task: Task, ask: Ask, row: Row, family: Wording) -> tuple[str, str | None]:
     """(the prompt, what the ``question`` column says)."""
     if task.template is None:
-        return _short_enough(family.word(ask)), ask.question
+        asked = replace(
+            ask,
+            question=_without_marks(ask.question),
+            labels=tuple(str(_without_marks(label)) for label in ask.labels),
+        )
+        return _short_enough(family.word(asked)), ask.question
     variables: dict[str, Any] = {**row.fields, "id": row.id, "row": row.row}
     if ask.kind is TaskKind.VQA:
         variables["question"] = ask.question
@@ -244,7 +249,12 @@ def _worded(task: Task, ask: Ask, row: Row, family: Wording) -> tuple[str, str |
             Stage.PROMPT,
             f"the prompt of task {task.name!r} does not fit this row: {error}",
         ) from None
-    return _short_enough(prompt), prompt
+    return _short_enough(str(_without_marks(prompt))), prompt
+
+
+def _without_marks(text: str | None) -> str | None:
+    """Only a family says where the image goes."""
+    return text and text.replace(IMAGE, "")
 
 
 def _short_enough(prompt: str) -> str:

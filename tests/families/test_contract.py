@@ -15,9 +15,9 @@ from tests.families.write_golden import ASKS, GOLDEN, golden
 from tests.strategies import mutated, reads_or_fails, seconds_to_read
 from vlmbatch.errors import ErrorCode, RequestFailed, UsageError
 from vlmbatch.families import FAMILIES, entry_named, entry_of, family_for
-from vlmbatch.families.base import BOX_TASKS, IMAGE, Family
+from vlmbatch.families.base import BOX_TASKS, Family
 from vlmbatch.grounding import Box, Size
-from vlmbatch.records import LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 NAMES = sorted(FAMILIES)

@@ -5,7 +5,6 @@ import pytest
 from tests.strategies import upright
 from vlmbatch.errors import ErrorCode, RequestFailed
 from vlmbatch.families import family_for
-from vlmbatch.families.base import IMAGE
 from vlmbatch.families.cogvlm import CogVLMBase, CogVLMChat, CogVLMGrounding
 from vlmbatch.families.deepseek_vl2 import DeepSeekVL2
 from vlmbatch.families.gemma import Gemma3, Gemma4
@@ -18,7 +17,7 @@ from vlmbatch.families.moondream import Moondream
 from vlmbatch.families.phi import Phi4
 from vlmbatch.families.yi_vl import YiVL
 from vlmbatch.grounding import Box, Point, Size
-from vlmbatch.records import TaskKind
+from vlmbatch.records import IMAGE, TaskKind
 from vlmbatch.tasks import Ask
 
 SIZE = Size(2000, 1000)

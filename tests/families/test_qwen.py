@@ -8,11 +8,10 @@ from PIL import Image
 from tests.strategies import upright
 from vlmbatch.errors import ErrorCode, RequestFailed
 from vlmbatch.families import family_for
-from vlmbatch.families.base import IMAGE
 from vlmbatch.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL, QwenVL, QwenVLChat
 from vlmbatch.families.sizes import smart_resize, too_long
 from vlmbatch.grounding import Box, Point, Size
-from vlmbatch.records import LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 SIZE = Size(1998, 999)

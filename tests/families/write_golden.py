@@ -8,8 +8,7 @@ from pathlib import Path
 
 from vlmbatch.catalogue import SIZES
 from vlmbatch.families import ENTRIES, Entry
-from vlmbatch.families.base import IMAGE
-from vlmbatch.records import TaskKind
+from vlmbatch.records import IMAGE, TaskKind
 from vlmbatch.tasks import Ask
 
 GOLDEN = Path(__file__).parent / "golden_prompts.json"

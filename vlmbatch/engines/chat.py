@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlmbatch.errors import ErrorCode, RequestFailed, Stage, UsageError, failed
-from vlmbatch.records import Completion, Request, Sampling, Structure
+from vlmbatch.records import IMAGE, Completion, Request, Sampling, Structure
 
 DIALECTS = ("auto", "vllm", "openai")
 """``vllm`` has fields that the OpenAI API does not have; ``auto`` asks who owns the models."""
@@ -56,7 +56,8 @@ def body_of(
     content: list[dict[str, Any]] = [
         {"type": "image_url", "image_url": {"url": url}} for url in urls
     ]
-    content.append({"type": "text", "text": request.prompt})
+    # An endpoint has its own template: of a whole prompt, it gets what is around the image.
+    content.append({"type": "text", "text": request.prompt.replace(IMAGE, "")})
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if request.system is not None:
         messages.insert(0, {"role": "system", "content": request.system})

@@ -14,7 +14,7 @@ from typing import Any
 
 from vlmbatch.engines.batcher import Batcher, BatchTooLarge, one_line
 from vlmbatch.errors import EngineDead, EngineStartError, ErrorCode, Stage, failed
-from vlmbatch.records import Completion, Request, Sampling
+from vlmbatch.records import IMAGE, Completion, Request, Sampling
 
 BATCH_ON_CPU, BATCH_ON_GPU = 16, 32
 DTYPES = ("float32", "bfloat16", "float16")
@@ -310,6 +310,8 @@ class _Checkpoint:
     def render(self, request: Request) -> str:
         """The prompt as text: the chat template's, or where there is none, images then prompt."""
         images = len(request.images)
+        if IMAGE in request.prompt:
+            return request.prompt.replace(IMAGE, self._image_token * images, 1)
         if self._template is None:
             return self._image_token * images + request.prompt
         messages = []

@@ -37,7 +37,7 @@ from vlmbatch.errors import (
 )
 from vlmbatch.grounding import Size
 from vlmbatch.job import JobSpec
-from vlmbatch.records import Completion, LoadedImage, Request, Sampling, Structure, TaskKind
+from vlmbatch.records import IMAGE, Completion, LoadedImage, Request, Sampling, Structure, TaskKind
 from vlmbatch.structure import structure_of
 from vlmbatch.tasks import sampling_of
 
@@ -241,7 +241,7 @@ class VllmEngine:
     async def _render(self, request: Request) -> Any:
         """The prompt as vLLM's engine takes it: tokens, and the images' tensors where it has not
         got them yet."""
-        if not self._has_template:
+        if IMAGE in request.prompt or not self._has_template:
             return await self._render_raw(request)
         from vllm.renderers.params import ChatParams
 
@@ -261,13 +261,15 @@ class VllmEngine:
         return rendered
 
     async def _render_raw(self, request: Request) -> Any:
-        """Images, then the prompt as it is: of a model without a chat template."""
+        """The images where IMAGE stands, or before the prompt of a model without a template."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         config = self._engine.vllm_config.model_config
         marks = "".join(self._placeholder(i) for i in range(len(request.images)))
+        whole = request.prompt if IMAGE in request.prompt else IMAGE + request.prompt
+        text = whole.replace(IMAGE, marks, 1)
         prompt = {
-            "prompt": marks + request.prompt,
+            "prompt": text,
             "multi_modal_data": {"image": [image.pixels for image in request.images]},
             "multi_modal_uuids": {"image": [image.key for image in request.images]},
         }

@@ -15,9 +15,6 @@ from vlmbatch.tasks import Ask
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE = "\N{OBJECT REPLACEMENT CHARACTER}"
-"""Where the image goes in a raw prompt; the engine puts the model's own placeholder there."""
-
 
 class Family(Protocol):
     """One way of prompting and answering. Chosen by the model's config, never by its answers."""

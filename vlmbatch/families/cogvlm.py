@@ -14,7 +14,6 @@ from typing import Any
 from vlmbatch.families.base import (
     ALL_TASKS,
     BOX_TASKS,
-    IMAGE,
     TEXT_TASKS,
     Chat,
     Entry,
@@ -26,7 +25,7 @@ from vlmbatch.families.json_boxes import default_label, on_grid, placed
 from vlmbatch.families.prose import find_lists
 from vlmbatch.families.sizes import at_most
 from vlmbatch.grounding import Box, GridSpace, Size, Space
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 _LISTS = re.compile(r"[ \t]?\[\[[\d,;\s]*+\]\]")

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlmbatch.families.base import IMAGE, TEXT_TASKS, Chat, Entry, shrunk
+from vlmbatch.families.base import TEXT_TASKS, Chat, Entry, shrunk
 from vlmbatch.grounding import Size
-from vlmbatch.records import TaskKind
+from vlmbatch.records import IMAGE, TaskKind
 from vlmbatch.tasks import Ask
 
 _SYSTEM = (

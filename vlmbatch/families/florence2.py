@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 
 from vlmbatch.families.base import (
     BOX_TASKS,
-    IMAGE,
     Chat,
     Entry,
     plain_text,
@@ -23,7 +22,7 @@ from vlmbatch.families.base import (
 )
 from vlmbatch.families.sizes import at_most
 from vlmbatch.grounding import Box, GridSpace, Size
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 BINS = 1000

@@ -16,14 +16,13 @@ from math import ceil
 
 from vlmbatch.families.base import (
     BOX_TASKS,
-    IMAGE,
     Chat,
     Entry,
     plain_text,
     read_boxes,
 )
 from vlmbatch.grounding import Box, Size, Space
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 LARGEST = Size(1920, 1080)

@@ -16,7 +16,6 @@ from math import ceil
 
 from vlmbatch.families.base import (
     BOX_TASKS,
-    IMAGE,
     Chat,
     Entry,
     plain_text,
@@ -25,7 +24,7 @@ from vlmbatch.families.base import (
 )
 from vlmbatch.families.sizes import at_most
 from vlmbatch.grounding import Box, GridSpace, Size
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 SIDE = 32

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlmbatch.families.base import (
     BOX_TASKS,
-    IMAGE,
     Chat,
     Entry,
     answered,
@@ -33,7 +32,7 @@ from vlmbatch.families.base import (
     whole,
 )
 from vlmbatch.grounding import Box, GridSpace, PaddedSpace, Size, Space
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from vlmbatch.families.base import (
     ALL_TASKS,
     BOX_TASKS,
-    IMAGE,
     Chat,
     Entry,
     answered,
@@ -21,7 +20,7 @@ from vlmbatch.families.base import (
 )
 from vlmbatch.families.json_boxes import Found, default_label, placed
 from vlmbatch.grounding import GridSpace, Point, Space
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 _TAG = re.compile(r"</?points?\b[^<>]*+(?:>|\Z)")

@@ -15,7 +15,6 @@ from typing import Any
 from vlmbatch.families.base import (
     ALL_TASKS,
     BOX_TASKS,
-    IMAGE,
     Chat,
     Entry,
     plain_text,
@@ -25,7 +24,7 @@ from vlmbatch.families.base import (
 )
 from vlmbatch.families.sizes import at_most
 from vlmbatch.grounding import Box, GridSpace, Size
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 _LOC = r"<loc(\d{4})>"

@@ -18,7 +18,6 @@ from typing import Any
 from vlmbatch.families.base import (
     ALL_TASKS,
     BOX_TASKS,
-    IMAGE,
     OCR,
     Chat,
     Entry,
@@ -35,7 +34,7 @@ from vlmbatch.families.sizes import (
 )
 from vlmbatch.families.tags import Tagged, Tags
 from vlmbatch.grounding import Box, GridSpace, ResizedSpace, Size, Space
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

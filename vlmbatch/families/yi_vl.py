@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmbatch.families.base import ALL_TASKS, BOX_TASKS, IMAGE, Chat, Entry, answered, plain_text
+from vlmbatch.families.base import ALL_TASKS, BOX_TASKS, Chat, Entry, answered, plain_text
 from vlmbatch.families.json_boxes import default_label, edges, find_json, on_grid, placed
 from vlmbatch.families.prose import find_lists
 from vlmbatch.grounding import Box, GridSpace, Space
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
 SYSTEM = (
