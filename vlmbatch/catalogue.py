@@ -78,9 +78,10 @@ def _types_in_transformers(entry: Entry) -> str:
         return "not installed"
     if entry.name == DEMO:  # it is known by its config.json, and not by its type
         return "idefics3"
-    ids = [checkpoint.rpartition("/")[2].lower() for checkpoint in entry.checkpoints]
     if entry is ENTRIES[-1]:
         return "any"
+    ids = [checkpoint.rpartition("/")[2].lower() for checkpoint in entry.checkpoints]
+    ids = [each for each in ids if not entry.matches({}, each)]  # else the name says it all
     found = [
         t
         for t in transformers_probe.image_text_types()

@@ -21,7 +21,7 @@ from vlmbatch.manifest import Manifest, open_manifest
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.resolve import Resolved, asking_of, resolve
-from vlmbatch.results.files import Counts, is_part_name
+from vlmbatch.results.files import Counts, is_part_name, list_shards
 from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
@@ -43,7 +43,7 @@ def run(
     job = job.model_copy(update={"manifest": [_absolute(path) for path in named]})
     if not overwrite:
         check_ours(store)
-    stored = None if overwrite else read_run_file(store)
+    stored = None if overwrite else _begun(store)
     manifest = open_manifest(named, _same_listing(job, stored))
     resolved = resolve(job, manifest, stored)
     for note in resolved.notes:
@@ -54,7 +54,7 @@ def run(
         _check_same(stored, resolved, command, store)
     store.make()
     with store.lock(), stdout_to(store.logs / "stdout.log"):
-        stored = None if overwrite else read_run_file(store)  # as it is now that it is ours
+        stored = None if overwrite else _begun(store)  # as it is now that it is ours
         _check_same(stored, resolved, command, store)
         run_file = _run_file(resolved, manifest, stored)
         output = _output(store, run_file, manifest)
@@ -260,6 +260,17 @@ def _pending(output: Output, manifest: Manifest, limit: int | None) -> list[Rang
 def _absolute(path: str) -> str:
     """So that a resume from another folder means the same manifest."""
     return path if "://" in path else os.path.abspath(path)
+
+
+def _begun(store: LocalStore) -> RunFile | None:
+    """The run that the output holds answers of, or was prepared for: a start that failed before its
+    first answer binds nobody to its settings."""
+    stored = read_run_file(store)
+    if stored is None:
+        return None
+    parts = any(is_part_name(path.name) for path in store.folder.iterdir())
+    state = (store.read_json(store.ours / "status.json") or {}).get("state")
+    return stored if parts or state == "prepared" or list_shards(store) else None
 
 
 def _same_listing(job: JobSpec, stored: RunFile | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import picture, read_results, run_command, run_json, write_manifest
-from tests.vllm.common import ENGINE, said_in_logs, worker_logs
+from tests.vllm.common import ENGINE, worker_logs
 from tests.vllm.poison import MARKER
 
 ROWS, POISON = 200, 120
@@ -38,5 +38,4 @@ def test_a_row_that_kills_the_engine_is_found_and_the_others_are_answered(tmp_pa
     in_flight = 32 + 16
     computed = summary["engine_counters"]["prompts"]
     assert computed <= ROWS + 3 * in_flight
-    assert said_in_logs(output, "engine process died") or summary["worker_deaths"]
     assert run_json(output)["epoch"] == 1

@@ -11,11 +11,11 @@ import json
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from typing import Any
 
-from vlmbatch.errors import EngineStartError, ErrorCode, Stage, UsageError, failed
+from vlmbatch.engines.arguments import parsed
+from vlmbatch.errors import EngineStartError, ErrorCode, Stage, failed
 from vlmbatch.records import Completion, Request, TaskKind
 
 
@@ -54,20 +54,7 @@ OPERATIONAL = ("delay", "capacity", "log", "flaky_rows", "hang_rows", "crash_row
 
 def parse_args(args: Mapping[str, str]) -> EchoArgs:
     """The arguments, checked. Raises UsageError for an unknown key or an unreadable value."""
-    known = {field.name: field for field in fields(EchoArgs)}
-    parsed: dict[str, Any] = {}
-    for key, value in args.items():
-        if key not in known:
-            close = get_close_matches(key, known, n=1)
-            raise UsageError(
-                f"the echo engine has no argument {key!r}",
-                hint=f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}",
-            )
-        try:
-            parsed[key] = _parse(key, value)
-        except ValueError as error:
-            raise UsageError(f"--engine-arg {key}={value}: {error}") from None
-    return EchoArgs(**parsed)
+    return parsed("echo", EchoArgs, args, _parse)
 
 
 def _parse(key: str, value: str) -> Any:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from typing import Any
 
+from vlmbatch.engines.arguments import parsed
 from vlmbatch.engines.chat import (
     DIALECTS,
     LENGTH_FIELDS,
@@ -83,21 +83,8 @@ def check(engine: EngineSpec) -> None:
 
 
 def parse_args(args: dict[str, str]) -> OpenAIArgs:
-    """The arguments, checked. Raises UsageError; values are not quoted, keys are."""
-    known = {field.name: field for field in fields(OpenAIArgs)}
-    parsed: dict[str, Any] = {}
-    for key, value in args.items():
-        if key not in known:
-            close = get_close_matches(key, known, n=1)
-            raise UsageError(
-                f"the openai engine has no argument {key!r}",
-                hint=f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}",
-            )
-        try:
-            parsed[key] = _parse(key, value)
-        except ValueError as error:
-            raise UsageError(f"--engine-arg {key}: {error}") from None
-    return OpenAIArgs(**parsed)
+    """The arguments, checked. Raises UsageError for an unknown key or an unreadable value."""
+    return parsed("openai", OpenAIArgs, args, _parse, quote=False)  # a key may be among them
 
 
 def _parse(key: str, value: str) -> Any:

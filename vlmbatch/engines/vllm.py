@@ -87,6 +87,7 @@ class VllmEngine:
         self._slots = asyncio.Semaphore(1)
         self._computing: Counter[int] = Counter()
         """Rows whose requests vLLM has: the suspects, should it die."""
+        self._suspects: frozenset[int] | None = None
         self.capacity = job.engine.max_num_seqs or 256
         self._counted: Counter[str] = Counter()
 
@@ -157,6 +158,8 @@ class VllmEngine:
 
     def _check_asked(self) -> None:
         """What vLLM refuses of the sampling or of a schema is no reason for a million failures."""
+        from vllm.exceptions import VLLMClientError
+
         sampling, config = sampling_of(self._job.sampling), self._engine.vllm_config
         for task in self._job.tasks:
             try:
@@ -166,7 +169,7 @@ class VllmEngine:
                     config.structured_outputs_config,
                     self._tokenizer,
                 )
-            except ValueError as error:
+            except (ValueError, VLLMClientError) as error:
                 raise EngineStartError(
                     f"vLLM cannot answer task {task.name!r} as asked: {_short(one_line(error))}",
                     hint="simplify the schema or regular expression, or change the sampling; other "
@@ -206,7 +209,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if self._gone is not None:
-            raise EngineDead(self._gone)
+            raise EngineDead(self._gone, suspects=self._suspects)
         try:
             rendered = await self._render(request)
         except Exception as error:  # of the model's own image processor or template
@@ -225,18 +228,23 @@ class VllmEngine:
         except Exception as error:
             if self._engine is None or self._engine.errored or isinstance(error, EngineDeadError):
                 raise self._dead() from None
-            self._computing[request.row] -= 1
+            self._done(request.row)
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise failed(ErrorCode.ENGINE_FAILED, Stage.GENERATE, one_line(cause)) from None
-        self._computing[request.row] -= 1
+        self._done(request.row)
         return self._completion(last)
 
+    def _done(self, row: int) -> None:
+        self._computing[row] -= 1
+        if not self._computing[row]:
+            del self._computing[row]
+
     def _dead(self) -> EngineDead:
-        """The first one to hear of it has the suspects; those who come after had no request there
-        that it did not have."""
+        """Whoever hears of it, the reason and the suspects are those of the first moment."""
         if self._gone is None:
             self._gone = _root_cause(self._log_at) or "vLLM's engine process died"
-        return EngineDead(self._gone, suspects=frozenset(+self._computing))
+            self._suspects = frozenset(self._computing)
+        return EngineDead(self._gone, suspects=self._suspects)
 
     async def _render(self, request: Request) -> Any:
         """The prompt as vLLM's engine takes it: tokens, and the images' tensors where it has not
@@ -362,7 +370,7 @@ def _start_error(model: str, error: Exception, log_at: int) -> EngineStartError:
     if "engine core initialization failed" in said.lower():
         said = _root_cause(log_at) or said
     low = said.lower()
-    if "no available memory for the cache blocks" in low or "kv cache" in low:
+    if "no available memory for the cache blocks" in low or "kv cache memory" in low:
         return EngineStartError(
             f"{model} leaves too little memory for the KV cache: {_short(said)}",
             hint="lower --max-model-len or --max-num-seqs, or raise --gpu-memory-utilization",
@@ -393,7 +401,9 @@ def _start_error(model: str, error: Exception, log_at: int) -> EngineStartError:
             "--gpu-memory-utilization; an unsupported model: --engine transformers",
         )
     return EngineStartError(
-        f"vLLM cannot start {model}: {_short(said)}", hint="try --engine transformers"
+        f"vLLM cannot start {model}: {_short(said)}",
+        hint="the whole story is in the output's __vlmbatch/logs; another engine: "
+        "--engine transformers",
     )
 
 
@@ -406,7 +416,7 @@ def _root_cause(since: int) -> str | None:
     """What the engine's process said first about an error, since the log had this size."""
     try:
         with open("/proc/self/fd/2", "rb") as log:
-            log.seek(since)
+            log.seek(max(since, _log_size() - ROOT_CAUSE_BYTES))
             lines = log.read(ROOT_CAUSE_BYTES).decode(errors="replace").splitlines()
     except OSError:  # a pipe or a terminal
         return None

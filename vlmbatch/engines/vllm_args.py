@@ -31,6 +31,8 @@ REFUSED = {
     "hf_token": "it would be stored in run.json; set HF_TOKEN in the environment instead",
     "renderer_num_workers": "more than one loses requests while vLLM's image cache is on",
     "runner": "answers are all that is wanted here",
+    "data_parallel_size": "more --workers are what that is for",
+    "pipeline_parallel_size": "an engine has the GPUs of --gpus-per-worker, as tensor parallel",
 }
 
 OPERATIONAL = (
@@ -47,7 +49,6 @@ OPERATIONAL = (
     "enforce_eager",
     "kv_cache_memory_bytes",
     "limit_mm_per_prompt",
-    "load_format",
     "long_prefill_token_threshold",
     "max_num_batched_tokens",
     "max_parallel_loading_workers",
@@ -58,7 +59,6 @@ OPERATIONAL = (
     "num_gpu_blocks_override",
     "optimization_level",
     "performance_mode",
-    "pipeline_parallel_size",
     "safetensors_load_strategy",
     "scheduling_policy",
     "shutdown_timeout",

@@ -41,7 +41,8 @@ def check_executor(job: JobSpec) -> None:
         raise UsageError(
             f"--gpus-per-worker {job.gpus_per_worker}: this machine has {here} usable "
             f"GPU{'s' if here != 1 else ''}",
-            hint="a worker's GPUs must be on one node; --ray-address names a cluster that has them",
+            hint="a worker's GPUs are on one node: --ray-address names a cluster that has such "
+            "nodes, CUDA_VISIBLE_DEVICES says which GPUs are usable",
         )
 
 
