@@ -66,6 +66,7 @@ def make_executor(
             workers=workers,
             gpus=usable_gpus() if _takes_gpus(job) else 0,
             gpus_per_worker=job.gpus_per_worker,
+            share_cores=job.engine.name != "vllm",
         )
         return local, workers
     try:

@@ -24,23 +24,32 @@ class LocalExecutor:
     driver ended, it kills its own process group."""
 
     def __init__(
-        self, logs: Path, *, workers: int = 1, gpus: int = 0, gpus_per_worker: int = 1
+        self,
+        logs: Path,
+        *,
+        workers: int = 1,
+        gpus: int = 0,
+        gpus_per_worker: int = 1,
+        share_cores: bool = True,
     ) -> None:
+        """``share_cores``: each worker is told how many threads are its share; an engine that
+        settles that for its own processes is not."""
         self.events: SimpleQueue[Event] = SimpleQueue()
         self._logs = logs
         self._slots = gpus // gpus_per_worker
         self._gpus_per_worker = gpus_per_worker
         self._workers: dict[str, _Process] = {}
-        # Several engines that each take all cores slow one another down many times.
-        self._threads = max(1, (os.cpu_count() or 1) // workers)
+        # Several engines that each take all cores slow one another down many times, and so do
+        # threads that spin while they wait.
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        share = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        self._share = share if share_cores else {}
         self._slot_of: dict[str, int] = {}
 
     def start(self, setup: Setup) -> None:
         for name in [name for name, process in self._workers.items() if process.is_over]:
             self._slot_of.pop(name, None)
-        # Threads that spin while they wait slow a process beside them down many times, too.
-        share = {"OMP_NUM_THREADS": str(self._threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        environment = {**share, **os.environ}
+        environment = {**self._share, **os.environ}
         taken = set(self._slot_of.values())
         slot = next((slot for slot in range(self._slots) if slot not in taken), None)
         if slot is not None:
