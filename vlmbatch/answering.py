@@ -6,13 +6,18 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from vlmbatch.engines.base import Engine
 from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage, failed
+from vlmbatch.families import Family
 from vlmbatch.grounding import Size
+from vlmbatch.images.budget import ByteBudget
 from vlmbatch.images.fetch import reference
-from vlmbatch.images.load import Loader
+from vlmbatch.images.load import ImageLoader, Limits, Loader
+from vlmbatch.images.urls import ImageUrls
+from vlmbatch.job import JobSpec
 from vlmbatch.records import Completion, Request, Result, Row
 from vlmbatch.resolve import Asking
 from vlmbatch.results.retry import FailedResults
@@ -69,43 +74,15 @@ class Asked:
             self.starved, self.elapsed = self._starved, self._last - self._first
 
 
-class Answering:
-    """Turns rows into results. ``failed``: on a retry, the only results that are wanted."""
+class RowRequests:
+    """What is asked about rows, and the results of what cannot be. ``failed``: on a retry, the
+    only results that are wanted."""
 
-    def __init__(
-        self, asking: Asking, loader: Loader, engine: Engine, failed: FailedResults | None
-    ) -> None:
+    def __init__(self, asking: Asking, failed: FailedResults | None) -> None:
         self._asking = asking
-        self._loader = loader
-        self._engine = engine
         self._failed = failed
-        self.asked = Asked(engine)
 
-    async def results_of(self, row: Row, *, loaded: Callable[[], None]) -> list[Result]:
-        """All results of the row, in the order of its requests; a failure is a result too.
-
-        ``loaded`` is called once, when the row's images have been loaded, or will not be.
-        """
-        requests = self.requests_of(row)
-        try:
-            if all(request.problem for request in requests):
-                return [self.failed_result(row, request) for request in requests]
-            images = await self._loader.load(row.images)
-        except RequestFailed as error:
-            return [self.failed_result(row, request, error.failure) for request in requests]
-        finally:
-            loaded()
-        row = replace(row, images=tuple(replace(image, data=None) for image in row.images))
-        with images:
-            with_images = (replace(request, images=images.images) for request in requests)
-            return await asyncio.gather(*(self._result_of(row, each) for each in with_images))
-
-    def condemned(self, row: Row) -> list[Result]:
-        """The results of a row that has killed its worker twice: it is not asked again."""
-        results = [self.failed_result(row, request, CRASHED) for request in self.requests_of(row)]
-        return [replace(result, attempts=result.attempts + 2) for result in results]
-
-    def requests_of(self, row: Row) -> list[Request]:
+    def of(self, row: Row) -> list[Request]:
         """At least one per row, unless this is a retry and none of the row's results failed."""
         asking = self._asking
         requests = requests_of(
@@ -125,12 +102,74 @@ class Answering:
             requests = [each for each in requests if (each.request, each.sample) in wanted]
         return requests
 
+    def bare_result(self, row: Row, request: Request) -> Result:
+        """No answer yet; ``attempts`` are those of earlier runs."""
+        earlier = {} if self._failed is None else self._failed.attempts(row.row)
+        references = tuple(reference(image) for image in row.images)
+        return Result(
+            row=row.row,
+            id=row.id,
+            task=request.task,
+            request=request.request,
+            sample=request.sample,
+            question=request.question,
+            image=references[0] if references else None,
+            images=references if len(references) > 1 else None,
+            attempts=earlier.get((request.request, request.sample), 0),
+            carried={name: row.fields.get(name) for name in self._asking.carried},
+        )
+
+    def failed_result(self, row: Row, request: Request, failure: Failure | None = None) -> Result:
+        """``failure`` is the row's; a request's own problem comes first."""
+        return replace(self.bare_result(row, request), failure=request.problem or failure)
+
+
+class Answering:
+    """Turns rows into results. ``failed``: on a retry, the only results that are wanted."""
+
+    def __init__(
+        self, asking: Asking, loader: Loader, engine: Engine, failed: FailedResults | None
+    ) -> None:
+        self._asking = asking
+        self._loader = loader
+        self._engine = engine
+        self.requests = RowRequests(asking, failed)
+        self.asked = Asked(engine)
+
+    async def results_of(self, row: Row, *, loaded: Callable[[], None]) -> list[Result]:
+        """All results of the row, in the order of its requests; a failure is a result too.
+
+        ``loaded`` is called once, when the row's images have been loaded, or will not be.
+        """
+        requests = self.requests.of(row)
+        try:
+            if all(request.problem for request in requests):
+                return [self.requests.failed_result(row, request) for request in requests]
+            images = await self._loader.load(row.images)
+        except RequestFailed as error:
+            return [
+                self.requests.failed_result(row, request, error.failure) for request in requests
+            ]
+        finally:
+            loaded()
+        row = replace(row, images=tuple(replace(image, data=None) for image in row.images))
+        with images:
+            with_images = (replace(request, images=images.images) for request in requests)
+            return await asyncio.gather(*(self._result_of(row, each) for each in with_images))
+
+    def condemned(self, row: Row) -> list[Result]:
+        """The results of a row that has killed its worker twice: it is not asked again."""
+        results = [
+            self.requests.failed_result(row, request, CRASHED) for request in self.requests.of(row)
+        ]
+        return [replace(result, attempts=result.attempts + 2) for result in results]
+
     async def _result_of(self, row: Row, request: Request) -> Result:
         """Ask, and ask again for an answer that was cut, if that is wanted; the result tells how
         often."""
         if request.problem is not None:
-            return self.failed_result(row, request)
-        result = _with_sizes(self._bare_result(row, request), request)
+            return self.requests.failed_result(row, request)
+        result = _with_sizes(self.requests.bare_result(row, request), request)
         again = MORE_TRIES if self._asking.on_truncation == "retry" else 0
         while True:
             outcome, calls = await self._outcome_of(request)
@@ -184,27 +223,6 @@ class Answering:
             return replace(result, failure=error.failure)
         return replace(result, answer=answer, json=value)
 
-    def failed_result(self, row: Row, request: Request, failure: Failure | None = None) -> Result:
-        """``failure`` is the row's; a request's own problem comes first."""
-        return replace(self._bare_result(row, request), failure=request.problem or failure)
-
-    def _bare_result(self, row: Row, request: Request) -> Result:
-        """No answer yet; ``attempts`` are those of earlier runs."""
-        earlier = {} if self._failed is None else self._failed.attempts(row.row)
-        references = tuple(reference(image) for image in row.images)
-        return Result(
-            row=row.row,
-            id=row.id,
-            task=request.task,
-            request=request.request,
-            sample=request.sample,
-            question=request.question,
-            image=references[0] if references else None,
-            images=references if len(references) > 1 else None,
-            attempts=earlier.get((request.request, request.sample), 0),
-            carried={name: row.fields.get(name) for name in self._asking.carried},
-        )
-
 
 def _with_sizes(result: Result, request: Request) -> Result:
     """The result with the sizes of the first image, if it was seen here."""
@@ -219,3 +237,17 @@ def _how_cut(request: Request, completion: Completion) -> str:
     tokens = completion.completion_tokens
     after = "" if tokens is None else f" after {tokens} tokens"
     return f"the answer was cut{after} (--max-tokens {request.sampling.max_tokens})"
+
+
+def make_loader(job: JobSpec, family: Family, *, base: str, threads: Executor) -> Loader:
+    """What brings a run's images, from the manifest's folder ``base``."""
+    if job.engine.image_transport == "url":
+        return ImageUrls()
+    return ImageLoader(
+        base=base,
+        budget=ByteBudget(job.image_memory),
+        executor=threads,
+        limits=Limits(max_bytes=job.max_image_bytes, max_pixels=job.max_image_pixels),
+        target=family.target,
+        prepare=family.prepare,
+    )

@@ -309,9 +309,8 @@ class Driver:
         it; a retry expects failures and never stops for them."""
         if self._retry_codes is not None:
             return
-        rows, failed_rows = self.tally.counts.rows, self.tally.counts.failed_rows
-        rate = self._job.max_failure_rate
-        if rate < 1 and rows >= EARLY_STOP_ROWS and failed_rows > rate * rows:
+        counts, rate = self.tally.counts, self._job.max_failure_rate
+        if rate < 1 and counts.rows >= EARLY_STOP_ROWS and counts.too_many_failed(rate):
             raise TooManyFailures
 
     def _drain(self) -> None:

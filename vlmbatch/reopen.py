@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vlmbatch.errors import UsageError
 from vlmbatch.intervals import Intervals
+from vlmbatch.job import JobSpec
 from vlmbatch.manifest import Manifest, open_manifest
 from vlmbatch.records import Range
 from vlmbatch.resolve import Asking, asking_of
@@ -51,8 +52,9 @@ class Reopened:
 
 
 @contextmanager
-def reopened(folder: str) -> Iterator[Reopened]:
-    """Holds the output's lock meanwhile, under a new epoch.
+def reopened(folder: str, *, job: JobSpec | None = None) -> Iterator[Reopened]:
+    """Holds the output's lock meanwhile, under a new epoch; ``job``: the run's, with settings that
+    change no answer.
 
     Raises UsageError where it is no output, or its manifest changed, and OutputLocked.
     """
@@ -70,7 +72,8 @@ def reopened(folder: str) -> Iterator[Reopened]:
         asking = asking_of(run_file.spec, manifest, run_file.model["config"])
         output = Output(store, run_file.run, run_file.part_rows, asking.schema)
         epoch = max(run_file.epoch, output.view().epoch) + 1
-        run_file = run_file.started_again(epoch=epoch)
+        changes = {} if job is None else {"job": job.model_dump()}
+        run_file = run_file.started_again(epoch=epoch, **changes)
         write_run_file(store, run_file)
         store.clean_tmp()
         output.delete_strays()
@@ -80,14 +83,15 @@ def reopened(folder: str) -> Iterator[Reopened]:
         yield Reopened(output, run_file, manifest, asking, committed, failed)
 
 
-def existing_run_file(store: LocalStore) -> RunFile:
-    """Raises UsageError where the folder is no output."""
+def existing_run_file(
+    store: LocalStore,
+    *,
+    hint: str = "name the folder of a run; `vlmbatch run ... --prepare` makes one, asking nothing",
+) -> RunFile:
+    """Raises UsageError, with the hint, where the folder is no output."""
     run_file = read_run_file(store)
     if run_file is None:
-        raise UsageError(
-            f"{store.folder} is no output of vlmbatch",
-            hint="name the folder of a run; `vlmbatch run ... --prepare` makes one, asking nothing",
-        )
+        raise UsageError(f"{store.folder} is no output of vlmbatch", hint=hint)
     return run_file
 
 

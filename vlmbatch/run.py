@@ -20,8 +20,9 @@ from vlmbatch.job import JobSpec, check_same_ask
 from vlmbatch.manifest import Manifest, open_manifest
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
+from vlmbatch.reopen import existing_run_file, reopened
 from vlmbatch.resolve import Resolved, asking_of, resolve
-from vlmbatch.results.files import Counts, is_part_name, list_shards
+from vlmbatch.results.files import is_part_name, list_shards
 from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
@@ -84,11 +85,7 @@ def retry(
     ``changes`` are job settings, and ``engine_changes`` those of the engine (its ``args`` are
     added to what was given before), that change no answer.
     """
-    store = LocalStore(folder)
-    stored = read_run_file(store)
-    if stored is None:
-        raise UsageError(f"{folder} is no output of vlmbatch", hint="name the folder of a run")
-    job = stored.spec
+    job = existing_run_file(LocalStore(folder), hint="name the folder of a run").spec
     args = {**job.engine.args, **engine_changes.get("args", {})}
     engine = job.engine.model_copy(update={**engine_changes, "args": args})
     check_engine(engine)
@@ -96,27 +93,15 @@ def retry(
         raise UsageError("that --engine-arg changes the answers; a retry asks the same again")
     job = job.model_copy(update={**changes, "engine": engine})
     check_executor(job)
-    manifest = open_manifest(job.manifest, stored.manifest)
-    if manifest.identity != stored.ask["manifest"]:
-        raise UsageError(
-            f"the manifest of {folder} changed since the run",
-            hint="restore it; its rows are what the failed results are about",
-        )
-    store.make()
-    with store.lock(), stdout_to(store.logs / "stdout.log"):
-        stored = read_run_file(store) or stored
-        output = _output(store, stored, manifest)
-        epoch = max(stored.epoch, output.view().epoch) + 1
-        run_file = stored.started_again(job=job.model_dump(), epoch=epoch)
-        write_run_file(store, run_file)
-        store.clean_tmp()
-        output.delete_strays()
-        gather_all(output, whole_only=True)  # patches of a retry that was killed
-        pending = list(FailedResults(output, set(codes)).ranges(job.checkpoint_rows))
+    with (
+        reopened(folder, job=job) as opened,
+        stdout_to(opened.output.store.logs / "stdout.log"),
+    ):
+        pending = list(FailedResults(opened.output, set(codes)).ranges(job.checkpoint_rows))
         return _work(
-            output,
-            run_file,
-            manifest,
+            opened.output,
+            opened.run_file,
+            opened.manifest,
             pending=pending,
             resumed=True,
             retry_codes=codes,
@@ -210,7 +195,7 @@ def _work(
             output.store.clean_tmp()
             report.write_status(state, driver.tally, {}, reason)
     after = output.counts()
-    if code == 0 and _too_many_failed(after, job.max_failure_rate):
+    if code == 0 and after.too_many_failed(job.max_failure_rate):
         code = TOO_MANY_FAILED
     warnings = list(run_file.warnings)
     if state == "finished" and retry_codes is None:
@@ -246,10 +231,6 @@ def _about_the_manifest(output: Output, rows: int) -> list[str]:
 def _is_whole(output: Output, rows: int) -> bool:
     """A retry may end with rows that were never asked."""
     return not rows or output.view().committed.covers(Range(0, rows))
-
-
-def _too_many_failed(counts: Counts, rate: float) -> bool:
-    return counts.failed_rows > rate * counts.rows
 
 
 def _pending(output: Output, manifest: Manifest, limit: int | None) -> list[Range]:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlmbatch import __version__
-from vlmbatch.answering import Answering
+from vlmbatch.answering import Answering, make_loader
 from vlmbatch.engines import make_engine
 from vlmbatch.errors import (
     EndpointError,
@@ -32,9 +32,6 @@ from vlmbatch.errors import (
     WorkerRefused,
 )
 from vlmbatch.grounding import Size
-from vlmbatch.images.budget import ByteBudget
-from vlmbatch.images.load import ImageLoader, Limits, Loader
-from vlmbatch.images.urls import ImageUrls
 from vlmbatch.intervals import Intervals
 from vlmbatch.manifest import Manifest, RowStream
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Message, Progress, Ready, Setup, Work
@@ -104,20 +101,12 @@ class Worker:
         )
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="load")
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
-        loader: Loader = ImageLoader(
-            base=self._manifest.folder,
-            budget=ByteBudget(job.image_memory),
-            executor=self._threads,
-            limits=Limits(max_bytes=job.max_image_bytes, max_pixels=job.max_image_pixels),
-            target=self._asking.family.target,
-            prepare=self._asking.family.prepare,
+        self._loader = make_loader(
+            job, self._asking.family, base=self._manifest.folder, threads=self._threads
         )
-        if job.engine.image_transport == "url":
-            loader = ImageUrls()
-        self._loader = loader
         self._stream = RowStream(self._manifest, self._asking.columns)
         failed = FailedResults(self._output(), set(setup.codes)) if setup.retry else None
-        self._answering = Answering(self._asking, loader, self._engine, failed)
+        self._answering = Answering(self._asking, self._loader, self._engine, failed)
         self._open: dict[int, OpenLease] = {}
         self._rows: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Semaphore(LOADING_ROWS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -20,9 +20,10 @@ from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget, Reservation
 from vlmbatch.images.load import LoadedImages, Loader
 from vlmbatch.images.urls import ImageUrls
+from vlmbatch.intervals import Intervals
 from vlmbatch.manifest import RowStream
 from vlmbatch.records import Completion, ImageRef, LoadedImage, Range, Request, Result, Row
-from vlmbatch.reopen import Reopened, existing_run_file, reopened
+from vlmbatch.reopen import Reopened, existing_run_file, joined, reopened
 from vlmbatch.results.files import Counts
 from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.store import LocalStore
@@ -124,7 +125,8 @@ async def _commit(opened: Reopened, answers: Answers, summary: Imported) -> None
     """Rows in the manifest's order, each read from it once."""
     fresh, patches = opened.appending(), opened.appending(patch=True)
     stream = RowStream(opened.manifest, opened.asking.columns)
-    for rows in _ranges(answers, opened.run_file.spec.checkpoint_rows):
+    with_lines = Intervals(Range(row, row + 1) for row in answers.rows())
+    for rows in joined(with_lines, opened.run_file.spec.checkpoint_rows):
         for row in stream.rows(rows):
             lines = answers.of_row(row.row)
             if not lines:
@@ -150,7 +152,7 @@ async def _first_answers(
 ) -> list[Result] | None:
     """All results of a row that has none yet; None where an answer is missing."""
     answering = _answering(opened, lines, again=False)
-    asked = [request for request in answering.requests_of(row) if request.problem is None]
+    asked = [request for request in answering.requests.of(row) if request.problem is None]
     if not all((request.request, request.sample) in lines for request in asked):
         return None
     return await answering.results_of(row, loaded=lambda: None)
@@ -215,19 +217,6 @@ def _blank(size: Size) -> Image.Image:
     return Image.new("L", (size.width, size.height))
 
 
-def _ranges(answers: Answers, gap: int) -> Iterator[Range]:
-    """The ranges of rows to read, which hold all rows with lines."""
-    first = last = -1
-    for row in answers.rows():
-        if first >= 0 and row - last > gap:
-            yield Range(first, last + 1)
-            first = -1
-        first = row if first < 0 else first
-        last = row
-    if first >= 0:
-        yield Range(first, last + 1)
-
-
 def _sum_up(
     summary: Imported, opened: Reopened, answers: Answers, before: Counts, after: Counts
 ) -> None:
@@ -239,7 +228,7 @@ def _sum_up(
     for name in ("duplicates", "foreign", "broken"):
         setattr(summary, name, getattr(lines, name))
     summary.lines = lines.usable + lines.foreign + lines.broken
-    if after.failed_rows > opened.run_file.spec.max_failure_rate * after.rows:
+    if after.too_many_failed(opened.run_file.spec.max_failure_rate):
         summary.exit_code = TOO_MANY_FAILED
     if lines.broken:
         unnamed = lines.broken - len(lines.problems)

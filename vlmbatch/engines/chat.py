@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from vlmbatch.errors import ErrorCode, RequestFailed, Stage, UsageError, failed
@@ -45,9 +45,16 @@ def check_dialect(dialect: str, sampling: Sampling, structure: Structure | None)
 
 
 def body_of(
-    request: Request, urls: Sequence[str], *, model: str, dialect: str, length_field: str
+    request: Request,
+    urls: Sequence[str],
+    *,
+    model: str,
+    dialect: str,
+    length_field: str,
+    omit: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The request's JSON; only fields that differ from what an endpoint does by itself.
+    """The request's JSON; only fields that differ from what an endpoint does by itself, and none
+    of ``omit``.
 
     Images stand before the text, as models were trained. Families read special tokens, so vLLM is
     told to keep them.
@@ -79,7 +86,7 @@ def body_of(
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     if dialect == "vllm":
         body |= _vllm_fields(sampling, request.structure)
-    return body
+    return {name: value for name, value in body.items() if name not in omit}
 
 
 def _vllm_fields(sampling: Sampling, structure: Structure | None) -> dict[str, Any]:

@@ -182,9 +182,8 @@ class OpenAIEngine:
             model=self._model,
             dialect=self._dialect,
             length_field=self._args.max_tokens_field,
+            omit=self._args.omit,
         )
-        for name in self._args.omit:
-            body.pop(name, None)
         # Addresses of images may be signed: they stand in no message.
         return await self._endpoint.chat(body, private=urls if by_url else ())
 

@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
+            from vllm.renderers.params import ChatParams
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -128,6 +130,9 @@ class VllmEngine:
         vocabulary = self._tokenizer.get_vocab()
         self._stops = sorted(vocabulary[token] for token in END_OF_TURN if token in vocabulary)
         self._has_template = _has_template(self._renderer)
+        self._template = ChatParams(
+            chat_template_kwargs={"add_generation_prompt": True, "tokenize": False}
+        )
         self._lora = _lora_request(self._job.engine.lora)
 
         # Whether a prompt is too long is found here, with its images, in our words.
@@ -251,8 +256,6 @@ class VllmEngine:
         got them yet."""
         if IMAGE in request.prompt or not self._has_template:
             return await self._render_raw(request)
-        from vllm.renderers.params import ChatParams
-
         messages: list[dict[str, Any]] = []
         if request.system is not None:
             messages.append({"role": "system", "content": request.system})
@@ -262,9 +265,8 @@ class VllmEngine:
         ]
         content = [*images, {"type": "text", "text": request.prompt}]
         messages.append({"role": "user", "content": content})
-        template = {"add_generation_prompt": True, "tokenize": False}
         _, (rendered,) = await self._renderer.render_chat_async(
-            [messages], ChatParams(chat_template_kwargs=template), self._chat
+            [messages], self._template, self._chat
         )
         return rendered
 
@@ -273,7 +275,10 @@ class VllmEngine:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         config = self._engine.vllm_config.model_config
-        marks = "".join(self._placeholder(i) for i in range(len(request.images)))
+        marks = "".join(
+            str(self._model_class.get_placeholder_str("image", number) or "")
+            for number in range(1, len(request.images) + 1)
+        )
         whole = request.prompt if IMAGE in request.prompt else IMAGE + request.prompt
         text = whole.replace(IMAGE, marks, 1)
         prompt = {
@@ -285,11 +290,11 @@ class VllmEngine:
         (rendered,) = await self._renderer.render_cmpl_async([parsed], self._raw)
         return rendered
 
-    def _placeholder(self, index: int) -> str:
+    @cached_property
+    def _model_class(self) -> Any:
         from vllm.model_executor.model_loader import get_model_cls
 
-        kind = get_model_cls(self._engine.vllm_config.model_config)
-        return str(kind.get_placeholder_str("image", index + 1) or "")
+        return get_model_cls(self._engine.vllm_config.model_config)
 
     def _check_length(self, length: int) -> None:
         if length >= self._context:

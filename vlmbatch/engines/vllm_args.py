@@ -7,7 +7,7 @@ import json
 from difflib import get_close_matches
 from typing import Any
 
-from vlmbatch.engines.vllm_probe import is_installed, probe
+from vlmbatch.engines.vllm_probe import arguments
 from vlmbatch.errors import EngineStartError, UsageError
 from vlmbatch.job import EngineSpec, JobSpec
 
@@ -89,9 +89,7 @@ def check(engine: EngineSpec) -> None:
             )
         if key in REFUSED:
             raise UsageError(f"--engine-arg {key} is not taken: {REFUSED[key]}")
-    if not engine.args or not is_installed():
-        return
-    known = probe().arguments
+    known = arguments()
     for key in engine.args if known else ():
         if _field(key) not in known:
             message, hint = _unknown(key, known)

@@ -1,11 +1,13 @@
-"""What the vLLM that is installed here can do, asked in a process of its own.
+"""What the vLLM that is installed here can do, without importing it into this process.
 
 Importing vLLM takes ten seconds and several hundred megabytes, and may claim a GPU: nothing for the
-driver. ``python -m vlmbatch.engines.vllm_probe ARCHITECTURE ...`` prints a Vllm as JSON.
+driver. Its arguments are read from its source; whether it can run a model is asked in a process of
+its own: ``python -m vlmbatch.engines.vllm_probe ARCHITECTURE ...`` prints a Vllm as JSON.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -13,23 +15,40 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 PROBE_SECONDS = 300.0
+_ARGUMENTS, _CLASSES = "engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs")
 
 
 @dataclass(frozen=True, slots=True)
 class Vllm:
-    """``device``: cuda, cpu, ...; empty where vLLM finds nothing to run on. ``arguments``: of its
-    AsyncEngineArgs. ``problem``: why it cannot be used at all, or not with the model."""
+    """``device``: cuda, cpu, ...; empty where vLLM finds nothing to run on. ``problem``: why it
+    cannot be used at all, or not with the model."""
 
     version: str = ""
     device: str = ""
-    arguments: tuple[str, ...] = ()
     problem: str | None = None
 
 
 def is_installed() -> bool:
     return find_spec("vllm") is not None
+
+
+@cache
+def arguments() -> tuple[str, ...]:
+    """The fields of its AsyncEngineArgs; empty if they cannot be told: it is not installed, or its
+    source looks different."""
+    found = find_spec("vllm")
+    if found is None or found.origin is None:
+        return ()
+    try:
+        tree = ast.parse((Path(found.origin).parent / _ARGUMENTS).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ()
+    classes = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name in _CLASSES)
+    fields = (field for each in classes for field in each.body if isinstance(field, ast.AnnAssign))
+    return tuple(field.target.id for field in fields if isinstance(field.target, ast.Name))
 
 
 @cache
@@ -46,24 +65,19 @@ def probe(architectures: tuple[str, ...] = ()) -> Vllm:
             stdin=subprocess.DEVNULL,
             timeout=PROBE_SECONDS,
         )
-        found = json.loads(done.stdout.strip().splitlines()[-1])
+        return Vllm(**json.loads(done.stdout.strip().splitlines()[-1]))
     except (subprocess.TimeoutExpired, ValueError, IndexError, OSError):
         return Vllm(problem="it is installed, but cannot be imported here")
-    return Vllm(**{**found, "arguments": tuple(found["arguments"])})
 
 
 def _look(architectures: list[str]) -> Vllm:
-    from dataclasses import fields
-
     try:
         import vllm
         from vllm import ModelRegistry
-        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
     except Exception as error:  # half of an installation fails in many ways
         return Vllm(problem=f"importing it fails: {_first_line(error)}")
     version, device = str(vllm.__version__), str(current_platform.device_type)
-    arguments = tuple(field.name for field in fields(AsyncEngineArgs))
     problem = None if device else "it finds no device to run on"
     for name in architectures if problem is None else ():
         if name not in ModelRegistry.models:
@@ -75,9 +89,9 @@ def _look(architectures: list[str]) -> Vllm:
             problem = f"its {name} cannot be imported: {_last_line(error)}"
             continue
         if inspected.supports_multimodal:
-            return Vllm(version, device, arguments)
+            return Vllm(version, device)
         problem = f"its {name} takes no images"
-    return Vllm(version, device, arguments, problem)
+    return Vllm(version, device, problem)
 
 
 def _first_line(error: Exception) -> str:

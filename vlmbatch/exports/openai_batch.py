@@ -19,20 +19,17 @@ from typing import Any, BinaryIO, Self
 
 from tqdm import tqdm
 
-from vlmbatch.answering import Answering
+from vlmbatch.answering import RowRequests, make_loader
 from vlmbatch.batches.custom_id import CustomId
 from vlmbatch.engines.chat import body_of, check_dialect
 from vlmbatch.engines.data_uris import data_uri
 from vlmbatch.engines.openai import OpenAIArgs, parse_args
 from vlmbatch.errors import Failure, RequestFailed, UsageError
-from vlmbatch.images.budget import ByteBudget
-from vlmbatch.images.load import ImageLoader, Limits, Loader
-from vlmbatch.images.urls import ImageUrls
 from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec
 from vlmbatch.manifest import RowStream
 from vlmbatch.models import DEMO, demo_path
-from vlmbatch.records import Completion, LoadedImage, Range, Request, Row
+from vlmbatch.records import LoadedImage, Range, Request, Row
 from vlmbatch.reopen import Reopened, existing_run_file, joined, reopened
 from vlmbatch.results.appending import Appending
 from vlmbatch.results.store import LocalStore, reported
@@ -165,8 +162,8 @@ class _Wire:
             model=self.model,
             dialect=self.dialect,
             length_field=self.args.max_tokens_field,
+            omit=self.args.omit,
         )
-        body = {key: value for key, value in body.items() if key not in self.args.omit}
         line = {"custom_id": str(custom_id), "method": "POST", "url": URL, "body": body}
         return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
@@ -182,22 +179,17 @@ class _Export:
     def __init__(
         self, opened: Reopened, wire: _Wire, files: RequestFiles, summary: Exported
     ) -> None:
-        job = opened.run_file.spec
         self._opened = opened
         self._wire = wire
         self._files = files
         self._summary = summary
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="load")
-        self._loader: Loader = ImageLoader(
+        self._loader = make_loader(
+            opened.run_file.spec,
+            opened.asking.family,
             base=opened.manifest.folder,
-            budget=ByteBudget(job.image_memory),
-            executor=self._threads,
-            limits=Limits(max_bytes=job.max_image_bytes, max_pixels=job.max_image_pixels),
-            target=opened.asking.family.target,
-            prepare=opened.asking.family.prepare,
+            threads=self._threads,
         )
-        if job.engine.image_transport == "url":
-            self._loader = ImageUrls()
         self._writing = asyncio.Lock()
 
     async def write(self) -> None:
@@ -247,13 +239,9 @@ class _Export:
         is_committed = self._opened.committed.covers(Range(row.row, row.row + 1))
         if is_committed and not self._opened.failed.attempts(row.row):
             return
-        answering = Answering(
-            self._opened.asking,
-            self._loader,
-            _NoEngine(),
-            self._opened.failed if is_committed else None,
-        )
-        requests = answering.requests_of(row)
+        failed_before = self._opened.failed if is_committed else None
+        row_requests = RowRequests(self._opened.asking, failed_before)
+        requests = row_requests.of(row)
         asked = [request for request in requests if request.problem is None]
         failure: Failure | None = None
         if asked:
@@ -262,7 +250,7 @@ class _Export:
                 return
             except RequestFailed as error:
                 failure = error.failure
-        results = [answering.failed_result(row, request, failure) for request in requests]
+        results = [row_requests.failed_result(row, request, failure) for request in requests]
         self._summary.failed += 1
         self._summary.failures.update(str(each.failure.code) for each in results if each.failure)
         if not is_committed:
@@ -363,21 +351,6 @@ class RequestFiles:
             self._file = None
         self.bytes += self._size
         self._requests = self._size = 0
-
-
-class _NoEngine:
-    """Stands where an engine is wanted and none is asked."""
-
-    capacity = 1
-
-    async def start(self) -> None:
-        pass
-
-    async def generate(self, request: Request) -> Completion:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        pass
 
 
 def _unpublished(path: Path) -> Path:

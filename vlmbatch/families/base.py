@@ -74,6 +74,9 @@ class Entry:
     """From the config.json; the image processor's settings are its ``preprocessor`` entry."""
     own_code: bool = False
     """The checkpoint needs --trust-remote-code."""
+    requirements: tuple[str, ...] = ()
+    """Pinned packages that its own code needs and that do not fit ours: an environment of its own
+    holds them. Empty: that code runs in ours."""
     box_spaces: Mapping[str, Space] = field(default_factory=dict)
     """Readings of its boxes that are disputed, the default one first: each may be the family's
     ``space``."""
@@ -131,8 +134,18 @@ class Chat:
         self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
         if kind in BOX_TASKS:
-            raise unreadable(f"family {self.name} has no boxes, it answered {shown(text)}")
-        return Answer(text=plain_text(text))
+            return self.read_boxes(kind, text, labels, image)
+        return Answer(text=self.plain(text))
+
+    def plain(self, text: str) -> str:
+        """The answer to an ask for a text. Raises parse_failed."""
+        return plain_text(text)
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
+    ) -> Answer:
+        """The answer to an ask for boxes. Raises parse_failed."""
+        raise unreadable(f"family {self.name} has no boxes, it answered {shown(text)}")
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         raise ValueError(f"family {self.name} has no syntax for boxes")
@@ -170,7 +183,13 @@ def plain_text(text: str, tags: re.Pattern[str] | None = None) -> str:
     return plain
 
 
-def read_boxes(found: Iterable[Box], text: str, space: Space, image: LoadedImage) -> Answer:
+def words_beside(tags: re.Pattern[str], text: str) -> str:
+    """Like ``plain_text``; what ``tags`` matches stays where nothing else is left."""
+    words = tags.sub("", answered(text))
+    return plain_text(words if words.strip() else text)
+
+
+def in_pixels(found: Iterable[Box], text: str, space: Space, image: LoadedImage) -> Answer:
     """The boxes in pixels; what lies outside of the image is left out.
 
     Raises parse_failed where there is no box and the text does not say that there is none.
@@ -180,6 +199,11 @@ def read_boxes(found: Iterable[Box], text: str, space: Space, image: LoadedImage
         raise unreadable(f"no box in the answer {shown(text)}")
     placed = (space.to_pixels(box, image.size) for box in boxes)
     return Answer(boxes=tuple(box for box in placed if box is not None))
+
+
+def wanted(ask: Ask) -> str:
+    """What an ask for boxes looks for: the phrase, or the labels."""
+    return ask.question or "" if ask.kind is TaskKind.GROUND else ", ".join(ask.labels)
 
 
 def says_none(text: str) -> bool:
@@ -202,15 +226,6 @@ def whole(config: Mapping[str, Any], *keys: str, default: int) -> int:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value if type(value) is int and value > 0 else default
-
-
-def shrunk(size: Size, long_edge: int) -> Size:
-    """The size with its longer side at most ``long_edge``, its shape kept."""
-    longest = max(size.width, size.height)
-    if longest <= long_edge:
-        return size
-    scale = long_edge / longest
-    return Size(max(1, round(size.width * scale)), max(1, round(size.height * scale)))
 
 
 def unreadable(message: str) -> RequestFailed:

@@ -8,18 +8,18 @@ squashed to a square.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmbatch.families.base import (
     ALL_TASKS,
-    BOX_TASKS,
     TEXT_TASKS,
     Chat,
     Entry,
     answered,
-    plain_text,
+    wanted,
     whole,
+    words_beside,
 )
 from vlmbatch.families.json_boxes import default_label, on_grid, placed
 from vlmbatch.families.prose import find_lists
@@ -74,17 +74,16 @@ class CogVLMGrounding(CogVLM):
     def word_boxes(self, ask: Ask) -> str:
         if ask.kind is TaskKind.GROUND:
             return f"Where is {ask.question}? answer in [[x0,y0,x1,y1]] format."
-        wanted = ", ".join(ask.labels)
         boxes = "provide the bounding boxes of its location"
-        return f"Can you point out every {wanted} in the image and {boxes}?"
+        return f"Can you point out every {wanted(ask)} in the image and {boxes}?"
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def plain(self, text: str) -> str:
+        return words_beside(_LISTS, text)
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
         answer = answered(text)
-        if kind not in BOX_TASKS:
-            said = _LISTS.sub("", answer)
-            return Answer(text=plain_text(said if said.strip() else text))
         found = find_lists(answer, default_label(kind, labels), labels)
         return placed(found, answer, self.space, image)
 
@@ -106,8 +105,15 @@ class CogVLMChat(CogVLMGrounding):
         return f"Question: {super().question(ask)} Answer:"
 
 
-def _is(part: str) -> Callable[[Mapping[str, Any], str], bool]:
-    """Their configs are alike, so the name decides."""
+def _entry(
+    family: type[CogVLM],
+    checkpoints: str,
+    part: str,
+    *,
+    boxes: str = "",
+    tasks: tuple[TaskKind, ...],
+) -> Entry:
+    """Their configs are alike, so ``part`` of the name decides."""
 
     def matches(config: Mapping[str, Any], model: str) -> bool:
         architectures = config.get("architectures")
@@ -115,47 +121,23 @@ def _is(part: str) -> Callable[[Mapping[str, Any], str], bool]:
         cogvlm = config.get("model_type") == "cogvlm" or "CogVLMForCausalLM" in named
         return cogvlm and part in model.lower()
 
-    return matches
+    return Entry(
+        name=family.name,
+        checkpoints=(checkpoints,),
+        tasks=tasks,
+        boxes=boxes,
+        evidence="documented",
+        matches=matches,
+        make=lambda config: family(whole(config, "vision_config", "image_size", default=490)),
+        own_code=True,
+        note="needs an old transformers (4.36 to 4.41) for its own code; vLLM does not have it",
+    )
 
 
-def _side(config: Mapping[str, Any]) -> int:
-    return whole(config, "vision_config", "image_size", default=490)
-
-
-_NOTE = "needs an old transformers (4.36 to 4.41) for its own code; vLLM does not have it"
+_BOXES = "phrase [[x1,y1,x2,y2]], thousandths"
 
 ENTRIES = (
-    Entry(
-        name=CogVLMGrounding.name,
-        checkpoints=("THUDM/cogvlm-grounding-*",),
-        tasks=ALL_TASKS,
-        boxes="phrase [[x1,y1,x2,y2]], thousandths",
-        evidence="documented",
-        matches=_is("grounding"),
-        make=lambda config: CogVLMGrounding(_side(config)),
-        own_code=True,
-        note=_NOTE,
-    ),
-    Entry(
-        name=CogVLMBase.name,
-        checkpoints=("THUDM/cogvlm-base-*",),
-        tasks=TEXT_TASKS,
-        boxes="",
-        evidence="documented",
-        matches=_is("base"),
-        make=lambda config: CogVLMBase(_side(config)),
-        own_code=True,
-        note=_NOTE,
-    ),
-    Entry(
-        name=CogVLMChat.name,
-        checkpoints=("THUDM/cogvlm-chat-hf",),
-        tasks=ALL_TASKS,
-        boxes="phrase [[x1,y1,x2,y2]], thousandths",
-        evidence="documented",
-        matches=_is(""),
-        make=lambda config: CogVLMChat(_side(config)),
-        own_code=True,
-        note=_NOTE,
-    ),
+    _entry(CogVLMGrounding, "THUDM/cogvlm-grounding-*", "grounding", boxes=_BOXES, tasks=ALL_TASKS),
+    _entry(CogVLMBase, "THUDM/cogvlm-base-*", "base", tasks=TEXT_TASKS),
+    _entry(CogVLMChat, "THUDM/cogvlm-chat-hf", "", boxes=_BOXES, tasks=ALL_TASKS),
 )

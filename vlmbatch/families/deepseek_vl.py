@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlmbatch.families.base import TEXT_TASKS, Chat, Entry, shrunk
+from vlmbatch.families.base import TEXT_TASKS, Chat, Entry
+from vlmbatch.families.sizes import shrink_to_edge
 from vlmbatch.grounding import Size
 from vlmbatch.records import IMAGE, TaskKind
 from vlmbatch.tasks import Ask
@@ -33,7 +34,7 @@ class DeepseekVL(Chat):
         self._long_edge = long_edge
 
     def target(self, size: Size) -> Size:
-        return shrunk(size, self._long_edge)
+        return shrink_to_edge(size, self._long_edge)
 
     def image_tokens(self, size: Size) -> int:
         return 576

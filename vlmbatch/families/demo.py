@@ -15,10 +15,8 @@ from typing import Any
 
 from vlmbatch.families.base import (
     ALL_TASKS,
-    BOX_TASKS,
     Chat,
     Entry,
-    plain_text,
     shown,
     steps_of,
     unreadable,
@@ -56,11 +54,9 @@ class Demo(Chat):
                 how = "briefly" if ask.style == "short" else "in detail"
                 return f"Describe the image {how}."
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(text))
         phrase = labels[0] if labels else ""
         boxes = []
         for match in _BOX.finditer(text):

@@ -14,11 +14,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vlmbatch.families.base import (
-    BOX_TASKS,
     Chat,
     Entry,
+    in_pixels,
     plain_text,
-    read_boxes,
 )
 from vlmbatch.families.sizes import at_most
 from vlmbatch.grounding import Box, GridSpace, Size
@@ -60,8 +59,14 @@ class Florence2(Chat):
     ) -> Answer:
         if kind is TaskKind.OCR and "<loc_" in text:
             return self._read_regions(text, image)
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(text, _TAGS))
+        return super().read(kind, text, labels=labels, image=image)
+
+    def plain(self, text: str) -> str:
+        return plain_text(text, _TAGS)
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
+    ) -> Answer:
         text = _WRAP.sub("", text)
         if not text.strip():  # as transformers has it: nothing was found
             return Answer(boxes=())
@@ -72,7 +77,7 @@ class Florence2(Chat):
             for shape in shapes
             for values in boxes_of(shape)
         ]
-        return read_boxes(found, text, self.space, image)
+        return in_pixels(found, text, self.space, image)
 
     def _read_regions(self, text: str, image: LoadedImage) -> Answer:
         """Texts, one a line, and the boxes around their four corners."""

@@ -14,13 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from vlmbatch.families.base import (
-    BOX_TASKS,
-    Chat,
-    Entry,
-    plain_text,
-    read_boxes,
-)
+from vlmbatch.families.base import Chat, Entry, in_pixels, plain_text, steps_of
 from vlmbatch.grounding import Box, Size, Space
 from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
@@ -82,17 +76,18 @@ class Fuyu(Chat):
             case _:
                 return self.word_boxes(ask)
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def plain(self, text: str) -> str:
+        return plain_text(text, _TAGS)
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(text, _TAGS))
         label = labels[0] if labels else ""
         found = []
         for match in _BOX.finditer(text):
             y1, x1, y2, x2 = map(float, match.groups())
             found.append(Box(label, x1, y1, x2, y2))
-        return read_boxes(found, text, self.space, image)
+        return in_pixels(found, text, self.space, image)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         if not boxes:
@@ -100,8 +95,8 @@ class Fuyu(Chat):
         texts = []
         for box in boxes:
             b = self.space.from_pixels(box, image.size)
-            x1, x2 = _edges(b.x1, b.x2)
-            y1, y2 = _edges(b.y1, b.y2)
+            x1, x2 = steps_of(b.x1, b.x2, LARGEST.width)
+            y1, y2 = steps_of(b.y1, b.y2, LARGEST.height)
             texts.append(f"<0x00>{y1} {x1} {y2} {x2}<0x01>")
         return " ".join(texts)
 
@@ -123,11 +118,6 @@ class Fuyu(Chat):
     def image_tokens(self, size: Size) -> int:
         seen = resized(size)
         return ceil(seen.height / PATCH) * (ceil(seen.width / PATCH) + 1) + 1
-
-
-def _edges(low: float, high: float) -> tuple[int, int]:
-    first, second = int(low + 0.5), int(high + 0.5)
-    return (first, second) if second > first else (int(low), int(low) + 1)
 
 
 ENTRIES = (

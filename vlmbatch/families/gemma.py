@@ -13,14 +13,12 @@ from typing import Any
 
 from vlmbatch.families.base import (
     ALL_TASKS,
-    BOX_TASKS,
     TEXT_TASKS,
     Chat,
     Entry,
-    plain_text,
     whole,
 )
-from vlmbatch.families.json_boxes import on_grid, read_json, write_json
+from vlmbatch.families.json_boxes import on_grid, read_json, words_for_json, write_json
 from vlmbatch.families.sizes import at_most, shrink_to_pixels
 from vlmbatch.grounding import Box, GridSpace, Size, Space
 from vlmbatch.records import Answer, LoadedImage, TaskKind
@@ -66,15 +64,11 @@ class Gemma4(Chat):
         self._cell = patch * whole(config, "preprocessor", "pooling_kernel_size", default=3)
 
     def word_boxes(self, ask: Ask) -> str:
-        if ask.kind is TaskKind.GROUND:
-            return f"Locate {ask.question} in this image. {_FORM}"
-        return f"Detect every {', '.join(ask.labels)} in this image. {_FORM}"
+        return words_for_json(ask, _FORM)
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(text))
         return read_json(kind, text, labels, self.space, image, yxyx=True)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 
 from vlmbatch.families.base import (
     ALL_TASKS,
-    BOX_TASKS,
     Chat,
     Entry,
     answered,
-    read_boxes,
+    in_pixels,
     steps_of,
 )
+from vlmbatch.families.json_boxes import words_for_json
 from vlmbatch.grounding import Box, GridSpace
 from vlmbatch.records import Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
@@ -40,18 +40,14 @@ class Generic(Chat):
     space = GridSpace(1000)
 
     def word_boxes(self, ask: Ask) -> str:
-        if ask.kind is TaskKind.GROUND:
-            return f"Locate {ask.question} in this image. {_JSON_FORM}"
-        return f"Detect every {', '.join(ask.labels)} in this image. {_JSON_FORM}"
+        return words_for_json(ask, _JSON_FORM)
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return super().read(kind, text, labels=labels, image=image)
         text = answered(text)
         default = labels[0] if kind is TaskKind.GROUND and labels else ""
-        return read_boxes(json_boxes(text, default), text, self.space, image)
+        return in_pixels(json_boxes(text, default), text, self.space, image)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         items = []

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlmbatch.families.base import ALL_TASKS, BOX_TASKS, TEXT_TASKS, Chat, Entry, plain_text, whole
+from vlmbatch.families.base import (
+    ALL_TASKS,
+    TEXT_TASKS,
+    Chat,
+    Entry,
+    plain_text,
+    wanted,
+    whole,
+)
 from vlmbatch.families.json_boxes import edges, on_grid
 from vlmbatch.families.sizes import (
     at_most,
@@ -21,7 +29,7 @@ from vlmbatch.families.sizes import (
 )
 from vlmbatch.families.tags import Tagged, Tags
 from vlmbatch.grounding import Box, GridSpace, Size, Space
-from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.records import LoadedImage
 from vlmbatch.tasks import Ask
 
 
@@ -40,16 +48,11 @@ class Glm(Tagged):
         self._least, self._most = least / 2, most / 2
 
     def word_boxes(self, ask: Ask) -> str:
-        wanted = ask.question if ask.kind is TaskKind.GROUND else ", ".join(ask.labels)
         boxes = "the bounding box [[x1,y1,x2,y2], …] in the image"
-        return f"Please pinpoint {boxes} as per the given description. {wanted}"
+        return f"Please pinpoint {boxes} as per the given description. {wanted(ask)}"
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
-    ) -> Answer:
-        if kind not in BOX_TASKS:  # numbers in the final answer are its text
-            return Answer(text=plain_text(text))
-        return super().read(kind, text, labels=labels, image=image)
+    def plain(self, text: str) -> str:
+        return plain_text(text)  # numbers in the final answer are its text
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         grid = (on_grid(self.space.from_pixels(box, image.size), 1000) for box in boxes)

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from vlmbatch.families.base import ALL_TASKS, Entry, shrunk, whole
+from vlmbatch.families.base import ALL_TASKS, Entry, whole
 from vlmbatch.families.generic import Generic
+from vlmbatch.families.sizes import shrink_to_edge
 from vlmbatch.grounding import Size
 
 
@@ -26,7 +27,7 @@ class Idefics3(Generic):
         self._side, self._tokens = side, tokens
 
     def target(self, size: Size) -> Size:
-        return shrunk(size, 4 * self._side)
+        return shrink_to_edge(size, 4 * self._side)
 
     def image_tokens(self, size: Size) -> int:
         """Also a small picture is enlarged to four tiles along its longer side."""

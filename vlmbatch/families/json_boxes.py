@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from vlmbatch.families.base import answered, read_boxes, steps_of
+from vlmbatch.families.base import answered, in_pixels, steps_of
 from vlmbatch.grounding import Box, Point, Space
 from vlmbatch.records import Answer, LoadedImage, TaskKind
+from vlmbatch.tasks import Ask
 
 
 class Found(NamedTuple):
@@ -74,7 +75,7 @@ def read_json(
 def placed(found: Found, text: str, space: Space, image: LoadedImage) -> Answer:
     """What was found, in pixels. Raises parse_failed where nothing was, nor said to be none."""
     if not found.points:
-        return read_boxes(found.boxes, text, space, image)
+        return in_pixels(found.boxes, text, space, image)
     boxes = (space.to_pixels(box, image.size) for box in found.boxes)
     points = (space.point_to_pixels(point, image.size) for point in found.points)
     return Answer(
@@ -86,6 +87,13 @@ def placed(found: Found, text: str, space: Space, image: LoadedImage) -> Answer:
 def default_label(kind: TaskKind, labels: tuple[str, ...]) -> str:
     """What a box without a label is: the phrase, or the only label that was asked for."""
     return labels[0] if labels and (kind is TaskKind.GROUND or len(labels) == 1) else ""
+
+
+def words_for_json(ask: Ask, form: str) -> str:
+    """An ask for boxes as JSON of this form, in words of the runner's own."""
+    if ask.kind is TaskKind.GROUND:
+        return f"Locate {ask.question} in this image. {form}"
+    return f"Detect every {', '.join(ask.labels)} in this image. {form}"
 
 
 def write_json(boxes: Iterable[Box], *, key: str = "bbox_2d", yxyx: bool = False) -> str:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlmbatch.families.base import ALL_TASKS, BOX_TASKS, Chat, Entry, plain_text, whole
-from vlmbatch.families.json_boxes import read_json, write_json
+from vlmbatch.families.base import ALL_TASKS, Chat, Entry, whole
+from vlmbatch.families.json_boxes import read_json, words_for_json, write_json
 from vlmbatch.grounding import Box, GridSpace, Size, Space
 from vlmbatch.records import Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
@@ -34,16 +34,17 @@ class Kimi(Chat):
         self._limit = whole(config, "preprocessor", "in_token_limit", default=4096)
 
     def word_boxes(self, ask: Ask) -> str:
-        if ask.kind is TaskKind.GROUND:
-            return f"Locate {ask.question} in this image. {_FORM}"
-        return f"Detect every {', '.join(ask.labels)} in this image. {_FORM}"
+        return words_for_json(ask, _FORM)
 
     def read(
         self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
         text = text.replace("◁think▷", "<think>").replace("◁/think▷", "</think>")
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(text))
+        return super().read(kind, text, labels=labels, image=image)
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
+    ) -> Answer:
         return read_json(kind, text, labels, self.space, image)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:

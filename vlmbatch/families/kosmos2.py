@@ -15,11 +15,10 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 
 from vlmbatch.families.base import (
-    BOX_TASKS,
     Chat,
     Entry,
+    in_pixels,
     plain_text,
-    read_boxes,
     whole,
 )
 from vlmbatch.families.sizes import at_most
@@ -61,11 +60,12 @@ class Kosmos2(Chat):
             case _:
                 return self.word_boxes(ask)
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def plain(self, text: str) -> str:
+        return plain_text(text, _TAGS)
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(text, _TAGS))
         found = list(objects(text))
         if kind is TaskKind.GROUND:  # the prompt holds the phrase: its boxes come without one
             of_phrase = [item for item in found if item[0] is None]
@@ -75,7 +75,7 @@ class Kosmos2(Chat):
             Box(default if phrase is None else phrase, *corners_of(first, last))
             for phrase, first, last in found
         ]
-        return read_boxes(boxes, text, self.space, image)
+        return in_pixels(boxes, text, self.space, image)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         if not boxes:

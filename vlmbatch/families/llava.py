@@ -22,15 +22,14 @@ from math import floor, sqrt
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.families.base import (
-    BOX_TASKS,
     Chat,
     Entry,
     answered,
-    read_boxes,
-    shrunk,
+    in_pixels,
     steps_of,
     whole,
 )
+from vlmbatch.families.sizes import shrink_to_edge
 from vlmbatch.grounding import Box, GridSpace, PaddedSpace, Size, Space
 from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
@@ -79,13 +78,11 @@ class Llava(Chat):
             f"{ask.question}"
         )
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return super().read(kind, text, labels=labels, image=image)
         text = answered(text)
-        return read_boxes(_boxes(text, labels[0] if labels else ""), text, self.space, image)
+        return in_pixels(_boxes(text, labels[0] if labels else ""), text, self.space, image)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         if not boxes:
@@ -104,7 +101,7 @@ class Llava(Chat):
         return x / 100, y / 100
 
     def target(self, size: Size) -> Size:
-        return shrunk(size, self._side)
+        return shrink_to_edge(size, self._side)
 
     def prepare(self, pixels: Image) -> Image:
         """Padded to a square, the picture in the middle, as PaddedSpace has it."""

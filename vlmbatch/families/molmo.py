@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from vlmbatch.families.base import (
     ALL_TASKS,
-    BOX_TASKS,
     Chat,
     Entry,
     answered,
-    plain_text,
+    wanted,
+    words_beside,
 )
 from vlmbatch.families.json_boxes import Found, default_label, placed
 from vlmbatch.grounding import GridSpace, Point, Space
@@ -36,15 +36,14 @@ class Molmo2(Chat):
     space: Space = GridSpace(100)
 
     def word_boxes(self, ask: Ask) -> str:
-        wanted = ask.question if ask.kind is TaskKind.GROUND else ", ".join(ask.labels)
-        return f"Point to the {(wanted or '').removeprefix('the ')}."
+        return f"Point to the {wanted(ask).removeprefix('the ')}."
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def plain(self, text: str) -> str:
+        return words_beside(_TAG, text)
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            said = _TAG.sub("", answered(text))
-            return Answer(text=plain_text(said if said.strip() else text))
         answer = answered(text)
         return placed(_points(answer, default_label(kind, labels)), answer, self.space, image)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from vlmbatch.families.base import ALL_TASKS, BOX_TASKS, Chat, Entry, plain_text
+from vlmbatch.families.base import ALL_TASKS, Chat, Entry, wanted
 from vlmbatch.families.json_boxes import default_label, find_json, placed
 from vlmbatch.grounding import Box, GridSpace, Size, Space
 from vlmbatch.records import Answer, LoadedImage, TaskKind
@@ -35,13 +35,11 @@ class Moondream(Chat):
         return super().word(ask)
 
     def word_boxes(self, ask: Ask) -> str:
-        return ask.question or "" if ask.kind is TaskKind.GROUND else ", ".join(ask.labels)
+        return wanted(ask)
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(text))
         return placed(find_json(text, default_label(kind, labels)), text, self.space, image)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:

@@ -14,11 +14,10 @@ from typing import Any
 
 from vlmbatch.families.base import (
     ALL_TASKS,
-    BOX_TASKS,
     Chat,
     Entry,
+    in_pixels,
     plain_text,
-    read_boxes,
     steps_of,
     whole,
 )
@@ -55,18 +54,19 @@ class PaliGemma(Chat):
             case _:
                 return f"{IMAGE}{'caption' if ask.style == 'short' else 'describe'} en"
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def plain(self, text: str) -> str:
+        return plain_text(text, _TAGS)
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(text, _TAGS))
         phrase = labels[0] if labels else ""
         found = []
         for match in _BOX.finditer(text):
             y1, x1, y2, x2 = map(float, match.groups()[:4])
             said = match[5].strip()
             found.append(Box(phrase if kind is TaskKind.GROUND else said, x1, y1, x2, y2))
-        return read_boxes(found, text, self.space, image)
+        return in_pixels(found, text, self.space, image)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         if not boxes:

@@ -15,15 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlmbatch.families.base import (
-    ALL_TASKS,
-    BOX_TASKS,
-    OCR,
-    Chat,
-    Entry,
-    plain_text,
-    whole,
-)
+from vlmbatch.families.base import ALL_TASKS, OCR, Chat, Entry, wanted, whole
 from vlmbatch.families.json_boxes import on_grid, read_json, write_json
 from vlmbatch.families.sizes import (
     at_most,
@@ -57,7 +49,7 @@ class QwenVLChat(Tagged):
         return f"{_SYSTEM}{user}<|im_start|>assistant\n"
 
     def word_boxes(self, ask: Ask) -> str:
-        return f"Output the bounding box of {_wanted(ask)}"
+        return f"Output the bounding box of {wanted(ask)}"
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         return _write_tagged(boxes, self.tags, self.space, 999, image)
@@ -80,20 +72,20 @@ class QwenVL(QwenVLChat):
             case TaskKind.VQA:
                 return f"{IMAGE}{ask.question} Answer:"
             case TaskKind.GROUND | TaskKind.DETECT:
-                return f"{IMAGE}<ref>{_wanted(ask)}</ref><box>"
+                return f"{IMAGE}<ref>{wanted(ask)}</ref><box>"
             case TaskKind.OCR:
                 return f"{IMAGE}{OCR} Answer:"
             case _:
                 detailed = "" if ask.style == "short" else " in detail"
                 return f"{IMAGE}Describe the image in English{detailed}:"
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
         opens, closes = self.tags.box
-        if kind in BOX_TASKS and opens not in text.partition(closes)[0]:
+        if opens not in text.partition(closes)[0]:
             text = opens + text
-        return super().read(kind, text, labels=labels, image=image)
+        return super().read_boxes(kind, text, labels, image)
 
 
 class Qwen2VL(Tagged):
@@ -111,7 +103,7 @@ class Qwen2VL(Tagged):
         self._resizing = Resizing(config or {}, patch=14)
 
     def word_boxes(self, ask: Ask) -> str:
-        return f"Detect the bounding box of {_wanted(ask)}"
+        return f"Detect the bounding box of {wanted(ask)}"
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         return _write_tagged(boxes, self.tags, self.space, 1000, image)
@@ -136,14 +128,12 @@ class Qwen3VL(Chat):
         if ask.kind is TaskKind.GROUND:
             how = "in this image and output the bbox coordinates in JSON format."
             return f"Locate {ask.question} {how}"
-        all_of = f"Outline the position of each {_wanted(ask)}"
+        all_of = f"Outline the position of each {wanted(ask)}"
         return f"{all_of} and output all the coordinates in JSON format."
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(text))
         return read_json(kind, text, labels, self.space_of(image), image)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
@@ -208,10 +198,6 @@ class Resizing:
         """Without the two tokens around them. None: the processor refuses this shape."""
         given = self.target(size)
         return None if too_long(given) else self.grid(given).pixels // self._factor**2
-
-
-def _wanted(ask: Ask) -> str:
-    return ask.question or "" if ask.kind is TaskKind.GROUND else ", ".join(ask.labels)
 
 
 def _write_tagged(

@@ -27,6 +27,11 @@ def shrink_into(size: Size, frame: Size) -> Size:
     return Size(max(1, round(size.width * scale)), max(1, round(size.height * scale)))
 
 
+def shrink_to_edge(size: Size, edge: int) -> Size:
+    """The size with its longer side at most ``edge``, its shape kept."""
+    return shrink_into(size, Size(edge, edge))
+
+
 def at_most(size: Size, side: int) -> Size:
     """For models that squash every image to a square of this side: no edge is longer."""
     return Size(min(size.width, side), min(size.height, side))

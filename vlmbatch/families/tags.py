@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from vlmbatch.families.base import BOX_TASKS, Chat, answered, plain_text
+from vlmbatch.families.base import Chat, answered, plain_text
 from vlmbatch.families.json_boxes import NUMBER, Found, default_label, find_json, placed, wide
 from vlmbatch.families.prose import find_lists
 from vlmbatch.grounding import Box, Point, Space
@@ -128,11 +128,12 @@ class Tagged(Chat):
     tags: Tags
     space: Space
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def plain(self, text: str) -> str:
+        return self.tags.plain(text)
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        if kind not in BOX_TASKS:
-            return Answer(text=self.tags.plain(text))
         answer, default = answered(text), default_label(kind, labels)
         found = self.tags.find(answer, default)
         if not any(found):

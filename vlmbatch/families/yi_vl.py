@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmbatch.families.base import ALL_TASKS, BOX_TASKS, Chat, Entry, answered, plain_text
+from vlmbatch.families.base import ALL_TASKS, Chat, Entry, answered, plain_text, wanted
 from vlmbatch.families.json_boxes import default_label, edges, find_json, on_grid, placed
 from vlmbatch.families.prose import find_lists
 from vlmbatch.grounding import Box, GridSpace, Space
@@ -37,16 +37,15 @@ class YiVL(Chat):
 
     def word_boxes(self, ask: Ask) -> str:
         what = "the bounding box coordinate of the region this sentence describes"
-        wanted = ask.question if ask.kind is TaskKind.GROUND else ", ".join(ask.labels)
-        return f"Given the image, provide {what}:\n{wanted}\n"
+        return f"Given the image, provide {what}:\n{wanted(ask)}\n"
 
-    def read(
-        self, kind: TaskKind, text: str, *, labels: tuple[str, ...], image: LoadedImage
+    def plain(self, text: str) -> str:
+        return plain_text(_turn(text))
+
+    def read_boxes(
+        self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        answer = answered(text).partition(STOP)[0]
-        if kind not in BOX_TASKS:
-            return Answer(text=plain_text(answer))
-        default = default_label(kind, labels)
+        answer, default = _turn(text), default_label(kind, labels)
         found = find_json(answer, default)
         if not any(found):
             found = find_lists(answer, default, labels)
@@ -55,6 +54,11 @@ class YiVL(Chat):
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
         grid = (on_grid(self.space.from_pixels(box, image.size), 999) for box in boxes)
         return ", ".join(f"{box.label} {edges(box)}" for box in grid) or "There are none."
+
+
+def _turn(text: str) -> str:
+    """The model's own turn, without its thoughts."""
+    return answered(text).partition(STOP)[0]
 
 
 ENTRIES = (

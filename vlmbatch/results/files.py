@@ -59,6 +59,10 @@ class Counts:
             self.attempts - other.attempts,
         )
 
+    def too_many_failed(self, rate: float) -> bool:
+        """Whether a larger share of the rows than ``rate`` has failed."""
+        return self.failed_rows > rate * self.rows
+
     def to_json(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__slots__}
         attempts = {str(number): count for number, count in sorted(self.attempts.items())}
