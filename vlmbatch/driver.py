@@ -24,6 +24,7 @@ from vlmbatch.records import Range
 from vlmbatch.results.files import Counts, list_shards
 from vlmbatch.results.gathering import Gatherer
 from vlmbatch.results.output import Output
+from vlmbatch.results.store import NONCE_FILE
 from vlmbatch.run_file import RunFile
 from vlmbatch.scheduler import Lease, Mode, Scheduler
 from vlmbatch.tally import Tally, WorkerState
@@ -96,10 +97,7 @@ class Driver:
     def run(self) -> None:
         """Until every row is committed. Raises Interrupted, TooManyFailures or RunStopped; what is
         committed by then is kept. Parts that are whole are gathered on the way."""
-        self._output.store.write(
-            self._output.store.ours / "nonce",
-            lambda path: _write(path, self._nonce),
-        )
+        self._output.store.write(NONCE_FILE, lambda path: _write(path, self._nonce))
         with self._signals_handled():
             try:
                 if not self._scheduler.done:
@@ -126,6 +124,7 @@ class Driver:
             self._take(event)
         if self._signals:
             raise Interrupted
+        self._output.store.check_held()
         now = time.monotonic()
         self._look_after(now)
         for due in [due for due in self._restarts if due <= now]:
@@ -148,7 +147,7 @@ class Driver:
     def _start_worker(self) -> None:
         self._number += 1
         setup = Setup(
-            output=str(self._output.store.folder.absolute()),
+            output=self._output.store.address,
             worker=f"w{self._number}",
             epoch=self._run_file.epoch,
             nonce=self._nonce,

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import STATUS_FILE, Store
 from vlmbatch.run_file import now
 from vlmbatch.tally import Tally, WorkerState
 from vlmbatch.terminal import say
@@ -21,7 +21,7 @@ STATUS_SECONDS = 2.0
 class ProgressReport:
     """Writes to stderr, and to status.json in the output."""
 
-    def __init__(self, store: LocalStore, *, total: int, skipped: int, label: str) -> None:
+    def __init__(self, store: Store, *, total: int, skipped: int, label: str) -> None:
         self._store = store
         self._total = total
         self._skipped = skipped
@@ -59,42 +59,44 @@ class ProgressReport:
             say(self._line(tally, workers))
         if at >= self._next_status:
             self._next_status = at + STATUS_SECONDS
-            self.write_status("running", tally, workers)
+            self._store.publish(STATUS_FILE, self._status("running", tally, workers))
 
     def write_status(
         self, state: str, tally: Tally, workers: Mapping[str, WorkerState], reason: str = ""
     ) -> None:
-        """status.json: for ``vlmbatch status`` while the run goes on."""
+        """status.json: for ``vlmbatch status``, when the run has ended."""
+        self._store.write_json(STATUS_FILE, self._status(state, tally, workers, reason))
+
+    def _status(
+        self, state: str, tally: Tally, workers: Mapping[str, WorkerState], reason: str = ""
+    ) -> dict[str, Any]:
         counts = tally.counts
-        self._store.write_json(
-            self._store.ours / "status.json",
-            {
-                "state": state,
-                "reason": reason,
-                "started": self._started,
-                "updated": now(),
-                "rows_total": self._total + self._skipped,
-                "rows_skipped": self._skipped,
-                "rows_done": counts.rows,
-                "rows_failed": counts.failed_rows,
-                "failures": dict(counts.failures),
-                "rows_finished": _finished(tally, workers),
-                "rows_per_second": round(_rate(tally, workers), 2),
-                "seconds_left": self._seconds_left(tally, workers),
-                "completion_tokens": counts.completion_tokens,
-                "engine_starved": tally.engine_starved,
-                "workers": {
-                    name: {
-                        "ready": worker.ready,
-                        "answered": worker.answered,
-                        "in_flight": worker.progress.in_flight if worker.progress else 0,
-                        "in_engine": worker.progress.waiting_for_engine if worker.progress else 0,
-                        "peak_memory": worker.progress.peak_memory if worker.progress else 0,
-                    }
-                    for name, worker in workers.items()
-                },
+        return {
+            "state": state,
+            "reason": reason,
+            "started": self._started,
+            "updated": now(),
+            "rows_total": self._total + self._skipped,
+            "rows_skipped": self._skipped,
+            "rows_done": counts.rows,
+            "rows_failed": counts.failed_rows,
+            "failures": dict(counts.failures),
+            "rows_finished": _finished(tally, workers),
+            "rows_per_second": round(_rate(tally, workers), 2),
+            "seconds_left": self._seconds_left(tally, workers),
+            "completion_tokens": counts.completion_tokens,
+            "engine_starved": tally.engine_starved,
+            "workers": {
+                name: {
+                    "ready": worker.ready,
+                    "answered": worker.answered,
+                    "in_flight": worker.progress.in_flight if worker.progress else 0,
+                    "in_engine": worker.progress.waiting_for_engine if worker.progress else 0,
+                    "peak_memory": worker.progress.peak_memory if worker.progress else 0,
+                }
+                for name, worker in workers.items()
             },
-        )
+        }
 
     def _line(self, tally: Tally, workers: Mapping[str, WorkerState]) -> str:
         done = self._skipped + _finished(tally, workers)

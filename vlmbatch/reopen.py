@@ -19,7 +19,7 @@ from vlmbatch.results.appending import Appending
 from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.output import Output
 from vlmbatch.results.retry import FailedResults
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import STATUS_FILE, Store, open_store
 from vlmbatch.run_file import RunFile, now, read_run_file, write_run_file
 
 
@@ -50,8 +50,7 @@ class Reopened:
 
     def write_status(self, state: str) -> None:
         """For ``vlmbatch status``."""
-        store = self.output.store
-        store.write_json(store.ours / "status.json", {"state": state, "updated": now()})
+        self.output.store.write_json(STATUS_FILE, {"state": state, "updated": now()})
 
 
 @contextmanager
@@ -61,7 +60,7 @@ def reopened(folder: str, *, job: JobSpec | None = None) -> Iterator[Reopened]:
 
     Raises UsageError where it is no output, or its manifest changed, and OutputLocked.
     """
-    store = LocalStore(folder)
+    store = open_store(folder)
     run_file = existing_run_file(store)
     check_read_through(store, run_file)
     manifest = open_manifest(run_file.spec.manifest, run_file.manifest)
@@ -82,7 +81,7 @@ def reopened(folder: str, *, job: JobSpec | None = None) -> Iterator[Reopened]:
 
 @contextmanager
 def held(
-    store: LocalStore, schema_of: Callable[[RunFile], pa.Schema], *, job: JobSpec | None = None
+    store: Store, schema_of: Callable[[RunFile], pa.Schema], *, job: JobSpec | None = None
 ) -> Iterator[tuple[Output, RunFile]]:
     """Holds the output's lock, under a new epoch, and tidies up after a start that was killed."""
     store.make()
@@ -99,24 +98,24 @@ def held(
         yield output, run_file
 
 
-def check_read_through(store: LocalStore, run_file: RunFile) -> None:
+def check_read_through(store: Store, run_file: RunFile) -> None:
     """Raises UsageError where a ``reparse`` was cut short: half of the answers are read anew."""
     if run_file.rereading:
         raise UsageError(
-            f"a reparse of {store.folder} was cut short",
-            hint=f"finish it first: {shlex.join(['vlmbatch', 'reparse', str(store.folder)])}",
+            f"a reparse of {store.place} was cut short",
+            hint=f"finish it first: {shlex.join(['vlmbatch', 'reparse', store.place])}",
         )
 
 
 def existing_run_file(
-    store: LocalStore,
+    store: Store,
     *,
     hint: str = "name the folder of a run; `vlmbatch run ... --prepare` makes one, asking nothing",
 ) -> RunFile:
     """Raises UsageError, with the hint, where the folder is no output."""
     run_file = read_run_file(store)
     if run_file is None:
-        raise UsageError(f"{store.folder} is no output of vlmbatch", hint=hint)
+        raise UsageError(f"{store.place} is no output of vlmbatch", hint=hint)
     return run_file
 
 

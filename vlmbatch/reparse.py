@@ -26,7 +26,7 @@ from vlmbatch.reopen import existing_run_file, held
 from vlmbatch.results.files import write_shard
 from vlmbatch.results.output import Output, schema_of
 from vlmbatch.results.schema import RESULT_SCHEMA, to_batch
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import open_store
 from vlmbatch.run_file import RunFile, write_run_file
 from vlmbatch.summary import TOO_MANY_FAILED
 from vlmbatch.tasks import Task, make_task
@@ -85,7 +85,7 @@ def reparse(folder: str, *, family: str | None = None, box_space: str | None = N
     Part by part, each replaced in one step; after a kill, the same again ends it. Raises UsageError
     where the folder is no output, or the family or the reading is unknown.
     """
-    store = LocalStore(folder)
+    store = open_store(folder)
     _read_as(existing_run_file(store), family, box_space)  # refuse before anything is changed
     schema = schema_of(store) or RESULT_SCHEMA
     with held(store, lambda _: schema) as (output, run_file):

@@ -27,8 +27,9 @@ from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import SHARDS, STATUS_FILE, Store, open_store
 from vlmbatch.run_file import RunFile, new_run_id, now, read_run_file, write_run_file
+from vlmbatch.storage import is_local
 from vlmbatch.summary import INTERRUPTED, TOO_MANY_FAILED, Summary, summarise
 from vlmbatch.tally import Tally
 from vlmbatch.terminal import say, stdout_to
@@ -39,7 +40,7 @@ def run(
 ) -> Summary:
     """The main job. Run again to resume. ``prepare``: all but the asking."""
     check_executor(job)
-    store = LocalStore(output_folder(job))
+    store = open_store(output_folder(job))
     named = job.manifest
     job = job.model_copy(update={"manifest": [_absolute(path) for path in named]})
     if not overwrite:
@@ -85,7 +86,7 @@ def retry(
     ``changes`` are job settings, and ``engine_changes`` those of the engine (its ``args`` are
     added to what was given before), that change no answer.
     """
-    job = existing_run_file(LocalStore(folder), hint="name the folder of a run").spec
+    job = existing_run_file(open_store(folder), hint="name the folder of a run").spec
     args = {**job.engine.args, **engine_changes.get("args", {})}
     engine = job.engine.model_copy(update={**engine_changes, "args": args})
     check_engine(engine)
@@ -121,9 +122,7 @@ def output_folder(job: JobSpec) -> str:
 def _prepared(output: Output, run_file: RunFile, manifest: Manifest, *, resumed: bool) -> Summary:
     """The output stands, and nothing was asked."""
     if not resumed:
-        output.store.write_json(
-            output.store.ours / "status.json", {"state": "prepared", "updated": now()}
-        )
+        output.store.write_json(STATUS_FILE, {"state": "prepared", "updated": now()})
     total = min(manifest.rows, run_file.spec.limit or manifest.rows)
     there = output.counts()
     return summarise(
@@ -135,7 +134,7 @@ def _prepared(output: Output, run_file: RunFile, manifest: Manifest, *, resumed:
         skipped=total - sum(map(len, _pending(output, manifest, run_file.spec.limit))),
         executor="none",
         workers=0,
-        output=str(output.store.folder),
+        output=output.store.place,
         resumed=resumed,
         code=0,
         is_retry=False,
@@ -209,7 +208,7 @@ def _work(
         skipped=skipped,
         executor=name,
         workers=workers,
-        output=str(output.store.folder),
+        output=output.store.place,
         resumed=resumed,
         code=code,
         is_retry=retry_codes is not None,
@@ -243,15 +242,15 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def _begun(store: LocalStore) -> RunFile | None:
+def _begun(store: Store) -> RunFile | None:
     """The run that the output holds answers of, or was prepared for: a start that failed before its
     first answer binds nobody to its settings."""
     stored = read_run_file(store)
     if stored is None:
         return None
-    parts = any(is_part_name(path.name) for path in store.folder.iterdir())
+    parts = any(is_part_name(entry.name) for entry in store.entries())
     check_read_through(store, stored)
-    state = (store.read_json(store.ours / "status.json") or {}).get("state")
+    state = (store.read_json(STATUS_FILE) or {}).get("state")
     return stored if parts or state == "prepared" or list_shards(store) else None
 
 
@@ -281,31 +280,28 @@ def _run_file(resolved: Resolved, manifest: Manifest, stored: RunFile | None) ->
     ).started_again()
 
 
-def _output(store: LocalStore, run_file: RunFile, manifest: Manifest) -> Output:
+def _output(store: Store, run_file: RunFile, manifest: Manifest) -> Output:
     asking = asking_of(run_file.spec, manifest, run_file.model["config"])
     return Output(store, run_file.run, run_file.part_rows, asking.schema)
 
 
-def _delete_results(store: LocalStore) -> None:
+def _delete_results(store: Store) -> None:
     """--overwrite, under the lock: what earlier runs wrote here, and nothing else."""
-    for path in store.folder.iterdir():
-        if is_part_name(path.name):
-            store.delete(path)
-    for path in store.shards.glob("*.arrow"):
-        store.delete(path)
-    store.delete(store.ours / "status.json")
+    parts = [entry.name for entry in store.entries() if is_part_name(entry.name)]
+    shards = [entry.name for entry in store.entries(SHARDS) if entry.name.endswith(".arrow")]
+    store.delete([*parts, *(f"{SHARDS}/{name}" for name in shards), STATUS_FILE])
 
 
 def _check_same(
-    stored: RunFile | None, resolved: Resolved, command: Sequence[str], store: LocalStore
+    stored: RunFile | None, resolved: Resolved, command: Sequence[str], store: Store
 ) -> None:
     """Raises FingerprintMismatch where the output, if there is one, is of another job."""
     if stored is None:
         return
-    check_same_ask(stored.ask, resolved.ask, retry_with=_elsewhere(command, store.folder))
+    check_same_ask(stored.ask, resolved.ask, retry_with=_elsewhere(command, store.place))
     changed = [key for key, now_is in resolved.read.items() if stored.read.get(key) != now_is]
     if changed:
-        again = ["vlmbatch", "reparse", str(store.folder)]
+        again = ["vlmbatch", "reparse", store.place]
         raise FingerprintMismatch(
             "this output's answers were read in another way: "
             + ", ".join(
@@ -318,7 +314,7 @@ def _check_same(
         raise FingerprintMismatch(f"this output has {stored.part_rows} rows per part")
 
 
-def _elsewhere(command: Sequence[str], folder: Path) -> str:
+def _elsewhere(command: Sequence[str], output: str) -> str:
     """The command that was given, with another -o."""
     words = list(command)
     for option in ("-o", "--output"):
@@ -326,7 +322,7 @@ def _elsewhere(command: Sequence[str], folder: Path) -> str:
             at = words.index(option)
             del words[at : at + 2]
     words = [w for w in words if not re.match(r"--output=|-o.", w)]
-    return shlex.join(["vlmbatch", *words, "-o", f"{str(folder).rstrip('/')}-2"])
+    return shlex.join(["vlmbatch", *words, "-o", f"{output.rstrip('/')}-2"])
 
 
 def _announce(
@@ -345,5 +341,7 @@ def _announce(
         f"{skipped:,} answered, {todo:,} to do; "
         f"{' + '.join(task.name for task in job.tasks)} by {run_file.model['label']} "
         f"({job.engine.name}, family {job.family}), "
-        f"{workers} {executor} worker{'s' if workers != 1 else ''} -> {output.store.folder}"
+        f"{workers} {executor} worker{'s' if workers != 1 else ''} -> {output.store.place}"
     )
+    if not is_local(output.store.place):
+        say(f"logs are on this machine: {output.store.logs}")

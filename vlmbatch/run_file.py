@@ -10,7 +10,7 @@ from typing import Any
 from vlmbatch import __version__
 from vlmbatch.errors import RunStopped
 from vlmbatch.job import JobSpec
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import RUN_FILE, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def read_run_file(store: LocalStore) -> RunFile | None:
+def read_run_file(store: Store) -> RunFile | None:
     """None where the folder has no run.json (yet)."""
-    value = store.read_json(store.ours / "run.json")
+    value = store.read_json(RUN_FILE)
     if value is None:
         return None
     try:
@@ -66,11 +66,11 @@ def read_run_file(store: LocalStore) -> RunFile | None:
         run_file.spec  # noqa: B018  parses
     except (TypeError, ValueError):
         raise RunStopped(
-            f"{store.ours / 'run.json'} was not written by this version of vlmbatch",
+            f"{store.at(RUN_FILE)} was not written by this version of vlmbatch",
             hint="go on with the version of vlmbatch that wrote it, or give another -o",
         ) from None
     return run_file
 
 
-def write_run_file(store: LocalStore, run_file: RunFile) -> None:
-    store.write_json(store.ours / "run.json", asdict(run_file))
+def write_run_file(store: Store, run_file: RunFile) -> None:
+    store.write_json(RUN_FILE, asdict(run_file))

@@ -9,13 +9,13 @@ from typing import Any
 from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.results.output import Output
 from vlmbatch.results.schema import RESULT_SCHEMA
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import STATUS_FILE, open_store
 from vlmbatch.run_file import read_run_file
 
 
 def status_of(folder: str) -> dict[str, Any]:
     """Raises UsageError where the folder is no output."""
-    store = LocalStore(folder)
+    store = open_store(folder)
     run_file = read_run_file(store)
     if run_file is None:
         raise UsageError(
@@ -26,7 +26,7 @@ def status_of(folder: str) -> dict[str, Any]:
     counts = output.counts()
     latest: dict[str, Any] = {}
     with suppress(RunStopped):  # it is only decoration
-        latest = store.read_json(store.ours / "status.json") or {}
+        latest = store.read_json(STATUS_FILE) or {}
     running = store.is_locked()
     total = sum(file["rows"] for file in run_file.manifest["files"])
     limit = run_file.spec.limit

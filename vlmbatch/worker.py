@@ -41,7 +41,7 @@ from vlmbatch.results.files import write_shard
 from vlmbatch.results.output import Output
 from vlmbatch.results.retry import FailedResults
 from vlmbatch.results.schema import to_batch
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import NONCE_FILE, Store, open_store
 from vlmbatch.run_file import RunFile, read_run_file
 from vlmbatch.scheduler import Mode
 
@@ -87,7 +87,7 @@ class Worker:
     def __init__(self, setup: Setup, emit: Callable[[Message], None]) -> None:
         self._setup = setup
         self._emit = emit
-        self._store = LocalStore(setup.output)
+        self._store = open_store(setup.output)
         self._run_file, self._manifest = _see_what_the_driver_sees(setup, self._store)
         self._asking: Asking = asking_of(
             self._run_file.spec, self._manifest, self._run_file.model["config"]
@@ -369,7 +369,7 @@ def _broken(error: VlmbatchError) -> Broken:
     return Broken(error.message, error.hint, fatal, exit_code, rows)
 
 
-def _see_what_the_driver_sees(setup: Setup, store: LocalStore) -> tuple[RunFile, Manifest]:
+def _see_what_the_driver_sees(setup: Setup, store: Store) -> tuple[RunFile, Manifest]:
     """Raises WorkerRefused, naming the host and what it does not see."""
     host = socket.gethostname()
     if setup.version != __version__:
@@ -378,14 +378,15 @@ def _see_what_the_driver_sees(setup: Setup, store: LocalStore) -> tuple[RunFile,
             hint="install the same version on every node",
         )
     try:
-        nonce = (store.ours / "nonce").read_text(encoding="utf-8")
+        nonce = (store.read(NONCE_FILE) or b"nothing is there").decode(errors="replace")
     except OSError as error:
         nonce = str(error)
     run_file = read_run_file(store)
     if nonce != setup.nonce or run_file is None:
         raise WorkerRefused(
             f"{host} does not see the output {setup.output} that the driver writes ({nonce})",
-            hint="the output must be on a filesystem that every node shares",
+            hint="the output must be on a filesystem that every node shares, or on an object "
+            "store whose address every node's environment has",
         )
     try:
         manifest = Manifest.from_json(run_file.manifest)

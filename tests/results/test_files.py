@@ -74,7 +74,7 @@ def test_a_shard_says_by_its_name_what_it_covers_and_by_its_footer_what_it_holds
     results = results_of([[None, ErrorCode.BAD_ROW], [None], [ErrorCode.ENGINE_CRASH]], first=40)
     counts = write_shard(store, batch_of(*results), run="beef", epoch=3, rows=Range(40, 43))
     (shard,) = list_shards(store)
-    assert shard.path.name == "beef-0003-000000000040-000000000042.arrow"
+    assert shard.name == "__vlmbatch/shards/beef-0003-000000000040-000000000042.arrow"
     assert (shard.run, shard.epoch, shard.rows) == ("beef", 3, Range(40, 43))
     assert not shard.patch
     assert not shard.is_part
@@ -99,11 +99,13 @@ def test_a_part_holds_its_metadata_and_several_row_groups(store):
     part = write_part(
         store, 2, pieces, schema=batch.schema, run="beef", epoch=4, rows=Range(0, 20_000)
     )
-    assert part.path == store.folder / "part-00002.parquet"
+    assert part.name == "part-00002.parquet"
     assert list_parts(store) == [part]
     assert part.counts() == counted(results)
-    assert pq.read_metadata(part.path).num_row_groups > 1
-    assert pq.read_table(part.path).to_batches()[0].schema.names == RESULT_SCHEMA.names
+    assert pq.read_metadata(store.folder / part.name).num_row_groups > 1
+    assert (
+        pq.read_table(store.folder / part.name).to_batches()[0].schema.names == RESULT_SCHEMA.names
+    )
     rows = [row for b in part.batches(Range(8_190, 8_200)) for row in b["row"].to_pylist()]
     assert rows == [row for row in range(8_190, 8_200) for _ in range(2)]
 

@@ -338,7 +338,8 @@ def test_a_crash_between_writing_a_part_and_deleting_its_shards_does_no_harm(out
         commit(output, Range(first, first + 10), f"shard {first}")
     before, counts = texts(output), output.counts()
     view, store = output.view(), output.store
-    kept = [(shard.path, shard.path.read_bytes()) for shard in view.shards]
+    paths = [store.folder / shard.name for shard in view.shards]
+    kept = [(path, path.read_bytes()) for path in paths]
     output.gather(0)
     for path, data in kept:
         path.write_bytes(data)

@@ -26,44 +26,44 @@ def write_bytes(data: bytes):
 
 
 def test_what_is_written_is_there_and_nothing_else(store):
-    store.write(store.folder / "a", write_bytes(b"one"))
-    store.write(store.folder / "a", write_bytes(b"two"))
+    store.write("a", write_bytes(b"one"))
+    store.write("a", write_bytes(b"two"))
     assert (store.folder / "a").read_bytes() == b"two"
     assert list(store.tmp.iterdir()) == []
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_traces(store):
-    store.write(store.folder / "a", write_bytes(b"old"))
+    store.write("a", write_bytes(b"old"))
 
     def fails(path):
         path.write_bytes(b"half")
         raise KeyError("while building")
 
     with pytest.raises(KeyError):
-        store.write(store.folder / "a", fails)
+        store.write("a", fails)
     assert (store.folder / "a").read_bytes() == b"old"
     assert list(store.tmp.iterdir()) == []
 
 
 def test_json_goes_in_and_comes_out(store):
     value = {"a": [1, None, "ü"], "b": {}}
-    store.write_json(store.ours / "x.json", value)
-    assert store.read_json(store.ours / "x.json") == value
-    assert store.read_json(store.ours / "none.json") is None
-    assert store.read_json(store.ours / "x.json" / "y.json") is None
+    store.write_json("__vlmbatch/x.json", value)
+    assert store.read_json("__vlmbatch/x.json") == value
+    assert store.read_json("__vlmbatch/none.json") is None
+    assert store.read_json("__vlmbatch/x.json/y.json") is None
 
 
 def test_a_broken_json_file_is_named(store):
     (store.ours / "run.json").write_text('{"run": ')
     with pytest.raises(RunStopped, match=r"cannot read .*run\.json"):
-        store.read_json(store.ours / "run.json")
+        store.read_json("__vlmbatch/run.json")
 
 
 def test_deleting_is_idempotent_and_tmp_is_cleaned(store):
     (store.tmp / "part-00000.parquet.1234").write_bytes(b"half")
     store.clean_tmp()
     assert list(store.tmp.iterdir()) == []
-    store.delete(store.folder / "never there")
+    store.delete(["never there"])
     LocalStore(store.folder / "not made").clean_tmp()
 
 
@@ -84,7 +84,7 @@ MOUNTED = """
     store = LocalStore(sys.argv[1])
     try:
         store.make()
-        store.write(store.folder / "part-00000.parquet", lambda p: p.write_bytes(b"x" * 2**21))
+        store.write("part-00000.parquet", lambda p: p.write_bytes(b"x" * 2**21))
     except RunStopped as error:
         print(error)
         print(sorted(p.name for p in store.folder.rglob("*") if p.is_file()))
@@ -183,6 +183,6 @@ def test_an_output_that_is_not_there_is_not_locked(tmp_path):
 
 
 def test_written_json_is_readable_by_others(store):
-    store.write_json(store.ours / "status.json", {"a": "ü"})
+    store.write_json("__vlmbatch/status.json", {"a": "ü"})
     assert json.loads((store.ours / "status.json").read_bytes()) == {"a": "ü"}
     assert (store.ours / "status.json").stat().st_mode & 0o444 == 0o444

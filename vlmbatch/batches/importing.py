@@ -26,7 +26,7 @@ from vlmbatch.records import Completion, ImageRef, LoadedImage, Range, Request, 
 from vlmbatch.reopen import Reopened, existing_run_file, joined, reopened
 from vlmbatch.results.files import Counts
 from vlmbatch.results.gathering import gather_all
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import open_store
 from vlmbatch.summary import TOO_MANY_FAILED
 
 
@@ -101,7 +101,7 @@ def import_batch(folder: str, paths: Sequence[str]) -> Imported:
 
     Raises UsageError, with nothing committed, for a file without a usable line.
     """
-    existing_run_file(LocalStore(folder))
+    existing_run_file(open_store(folder))
     summary = Imported(files=len(paths), output=folder)
     with reopened(folder) as opened:
         run_file, output = opened.run_file, opened.output

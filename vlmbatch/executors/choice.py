@@ -10,7 +10,7 @@ from vlmbatch.errors import UsageError
 from vlmbatch.executors import Event, Executor
 from vlmbatch.job import JobSpec
 from vlmbatch.messages import Message, Setup
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import Store
 
 
 def choose_executor(job: JobSpec, rows: int) -> tuple[str, int]:
@@ -55,7 +55,7 @@ def usable_gpus() -> int:
 
 
 def make_executor(
-    name: str, job: JobSpec, store: LocalStore, workers: int, rows: int
+    name: str, job: JobSpec, store: Store, workers: int, rows: int
 ) -> tuple[Executor, int]:
     """The executor, and how many workers it is to start: a cluster knows its own GPUs."""
     if name == "local":

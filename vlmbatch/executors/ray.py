@@ -39,7 +39,7 @@ import ray.exceptions  # noqa: E402
 from vlmbatch.errors import RunStopped, UsageError, VlmbatchError  # noqa: E402
 from vlmbatch.executors import Died, Event, Placed, Said  # noqa: E402
 from vlmbatch.messages import Broken, Message, Setup, from_json, to_json  # noqa: E402
-from vlmbatch.results.store import LocalStore  # noqa: E402
+from vlmbatch.results.store import open_store  # noqa: E402
 
 CONNECT_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
@@ -174,7 +174,9 @@ class Host:
         share = max(1, len(os.sched_getaffinity(0)) // workers_per_node)
         os.environ["OMP_NUM_THREADS"] = threads or str(share)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        _log_to(LocalStore(asked.output).logs / f"worker-{asked.epoch:04d}-{asked.worker}.log")
+        with contextlib.suppress(VlmbatchError):  # the Worker will say it
+            logs = open_store(asked.output).logs
+            _log_to(logs / f"worker-{asked.epoch:04d}-{asked.worker}.log")
 
     async def place(self) -> str:
         """Answers as soon as the actor has its place: the host's name."""

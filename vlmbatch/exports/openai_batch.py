@@ -32,7 +32,8 @@ from vlmbatch.models import DEMO, demo_path
 from vlmbatch.records import LoadedImage, Range, Request, Row
 from vlmbatch.reopen import Reopened, existing_run_file, joined, reopened
 from vlmbatch.results.appending import Appending
-from vlmbatch.results.store import LocalStore, reported
+from vlmbatch.results.store import open_store, reported
+from vlmbatch.storage import is_local, without_secrets
 
 FILE_REQUESTS = 50_000
 FILE_BYTES = 200_000_000
@@ -106,8 +107,8 @@ def export_requests(
     A row whose images cannot be loaded, or that cannot be asked, gets its failed results in the
     output here and now, as a run would have it. ``model``: the server's name for it.
     """
-    existing_run_file(LocalStore(folder))
-    place = _checked(Path(folder), Path(destination), overwrite)
+    existing_run_file(open_store(folder))
+    place = _checked(folder, destination, overwrite)
     summary = Exported(output=folder, destination=destination)
     with reopened(folder) as opened:
         wire = _Wire.of(opened, model)
@@ -365,10 +366,15 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _checked(output: Path, destination: Path, overwrite: bool) -> Path:
+def _checked(output: str, destination: str, overwrite: bool) -> Path:
     """The folder for the files. Raises UsageError where it is not free."""
-    place = destination.resolve()
-    if output.resolve() in (place, *place.parents):
+    if not is_local(destination):
+        raise UsageError(
+            f"batch files are written to a local folder, not to {without_secrets(destination)}",
+            hint="name a folder, and copy it where you need it",
+        )
+    place = Path(destination).resolve()
+    if is_local(output) and Path(output).resolve() in (place, *place.parents):
         raise UsageError(
             f"{destination} is inside the output {output}, which holds results and nothing else",
             hint="give another folder",

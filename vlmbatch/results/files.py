@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,9 +17,11 @@ import pyarrow.parquet as pq
 
 from vlmbatch.errors import RunStopped
 from vlmbatch.records import Range
-from vlmbatch.results.store import LocalStore
+from vlmbatch.results.store import FOOTER_BYTES, SHARDS, Store
 
 _KEY = b"vlmbatch"
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 _SHARD = re.compile(r"([0-9a-f]+)-(\d+)-(\d+)-(\d+)(-patch)?\.arrow")
 
@@ -116,33 +119,40 @@ class ResultFile:
     ``patch``: holds only results that replace some of its range, and covers no row by itself.
     """
 
-    path: Path
+    name: str
     run: str
     epoch: int
     rows: Range
     patch: bool = False
+    store: Store = field(kw_only=True, compare=False, repr=False)
+    tag: str = field(default="", kw_only=True, compare=False, repr=False)
 
     @property
     def is_part(self) -> bool:
-        return self.path.suffix == ".parquet"
+        return self.name.endswith(".parquet")
 
     def counts(self) -> Counts:
         """From the file's metadata; its footer is all that is read."""
-        return Counts.from_json(_meta_of(self.path)["counts"])
+        return Counts.from_json(_meta_of(self.store, self.name, self.tag)["counts"])
 
-    def batches(self, window: Range | None = None) -> Iterator[pa.RecordBatch]:
-        """The results of these rows in (row, request, sample) order, a few thousand at a time."""
+    def batches(
+        self, window: Range | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The results of these rows in (row, request, sample) order, a few thousand at a time.
+
+        ``columns``: of a part, only these, and then ``window`` must be None.
+        """
         if self.is_part:
-            source = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20)
-            batches: Iterable[pa.RecordBatch] = source.iter_batches(
-                batch_size=4096, use_threads=False
-            )
-            for batch in batches:
-                yield from _inside(batch, window)
-            source.close()
+            with self.store.ranged(self.name) as file:
+                source = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+                batches: Iterable[pa.RecordBatch] = source.iter_batches(
+                    batch_size=4096, columns=columns, use_threads=False
+                )
+                for batch in batches:
+                    yield from _inside(batch, window)
         else:
-            with pa.memory_map(str(self.path)) as mapped:
-                reader = pa.ipc.open_file(mapped)
+            with self.store.whole(self.name) as file:
+                reader = pa.ipc.open_file(file)
                 for i in range(reader.num_record_batches):
                     yield from _inside(reader.get_batch(i), window)
 
@@ -160,7 +170,7 @@ def _inside(batch: pa.RecordBatch, window: Range | None) -> Iterator[pa.RecordBa
 
 
 def write_shard(
-    store: LocalStore,
+    store: Store,
     batch: pa.RecordBatch,
     *,
     run: str,
@@ -172,19 +182,18 @@ def write_shard(
     counting = Counting()
     counting.add(batch)
     name = f"{run}-{epoch:04d}-{rows.first:012d}-{rows.stop - 1:012d}"
-    path = store.shards / f"{name}{'-patch' if patch else ''}.arrow"
     schema = _with_meta(batch.schema, run, epoch, rows, counting.counts)
 
     def build(temporary: Path) -> None:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(batch)
 
-    store.write(path, build)
+    store.write(f"{SHARDS}/{name}{'-patch' if patch else ''}.arrow", build)
     return counting.counts
 
 
 def write_part(
-    store: LocalStore,
+    store: Store,
     number: int,
     batches: Iterator[pa.RecordBatch],
     *,
@@ -194,7 +203,7 @@ def write_part(
     rows: Range,
 ) -> ResultFile:
     """Write part ``number`` from results in order; memory is bounded by a row group."""
-    path = store.folder / f"part-{number:05d}.parquet"
+    name = f"part-{number:05d}.parquet"
 
     def build(temporary: Path) -> None:
         counting = Counting()
@@ -205,8 +214,8 @@ def write_part(
             meta = _meta_json(run, epoch, rows, counting.counts)
             writer.add_key_value_metadata({_KEY.decode(): meta})
 
-    store.write(path, build)
-    return ResultFile(path, run, epoch, rows)
+    store.write(name, build)
+    return ResultFile(name, run, epoch, rows, store=store)
 
 
 def _row_groups(
@@ -229,29 +238,48 @@ def is_part_name(name: str) -> bool:
     return _PART.fullmatch(name) is not None
 
 
-def list_parts(store: LocalStore) -> list[ResultFile]:
+def list_parts(store: Store) -> list[ResultFile]:
     """The parts, by number; their footers are read."""
-    found = []
-    for path in sorted(store.folder.glob("part-*.parquet")):
-        if is_part_name(path.name):
-            meta = _meta_of(path)
-            rows = Range(meta["first"], meta["stop"])
-            found.append(ResultFile(path, meta["run"], meta["epoch"], rows))
-    return found
+    entries = [entry for entry in store.entries() if is_part_name(entry.name)]
+    metas = _each(store, lambda entry: _meta_of(store, entry.name, entry.tag), entries)
+    return [
+        ResultFile(
+            entry.name,
+            meta["run"],
+            meta["epoch"],
+            Range(meta["first"], meta["stop"]),
+            store=store,
+            tag=entry.tag,
+        )
+        for entry, meta in zip(entries, metas, strict=True)
+    ]
 
 
-def list_shards(store: LocalStore) -> list[ResultFile]:
+def list_shards(store: Store) -> list[ResultFile]:
     """The shards; only names are read."""
     found = []
-    if store.shards.is_dir():
-        for name in sorted(path.name for path in store.shards.iterdir()):
-            match = _SHARD.fullmatch(name)
-            if match:
-                rows = Range(int(match[3]), int(match[4]) + 1)
-                found.append(
-                    ResultFile(store.shards / name, match[1], int(match[2]), rows, bool(match[5]))
-                )
+    for entry in store.entries(SHARDS):
+        match = _SHARD.fullmatch(entry.name)
+        if match:
+            rows = Range(int(match[3]), int(match[4]) + 1)
+            name, patch = f"{SHARDS}/{entry.name}", bool(match[5])
+            shard = ResultFile(
+                name, match[1], int(match[2]), rows, patch, store=store, tag=entry.tag
+            )
+            found.append(shard)
     return found
+
+
+def counts_of(store: Store, files: Sequence[ResultFile]) -> list[Counts]:
+    """What each file holds, from their footers."""
+    return _each(store, ResultFile.counts, files)
+
+
+def _each(store: Store, read: Callable[[_T], _R], files: Sequence[_T]) -> list[_R]:
+    if store.parallel == 1 or len(files) < 2:
+        return list(map(read, files))
+    with ThreadPoolExecutor(min(store.parallel, len(files))) as threads:
+        return list(threads.map(read, files))
 
 
 def _with_meta(schema: pa.Schema, run: str, epoch: int, rows: Range, counts: Counts) -> pa.Schema:
@@ -263,13 +291,16 @@ def _meta_json(run: str, epoch: int, rows: Range, counts: Counts) -> str:
     return json.dumps({**meta, "counts": counts.to_json()})
 
 
-def _meta_of(path: Path) -> dict[str, Any]:
+def _meta_of(store: Store, name: str, tag: str = "") -> dict[str, Any]:
+    known = store.footers.get((name, tag))
+    if known is not None:
+        return known
     try:
-        if path.suffix == ".parquet":
-            metadata = pq.read_metadata(path).metadata
-        else:
-            with pa.memory_map(str(path)) as mapped:
-                metadata = pa.ipc.open_file(mapped).schema.metadata
+        with store.ranged(name, block=FOOTER_BYTES) as file:
+            if name.endswith(".parquet"):
+                metadata = pq.read_metadata(file).metadata
+            else:
+                metadata = pa.ipc.open_file(file).schema.metadata
         if _KEY not in (metadata or {}):
             raise ValueError("its metadata does not say so")
         meta: dict[str, Any] = json.loads(metadata[_KEY])
@@ -277,7 +308,9 @@ def _meta_of(path: Path) -> dict[str, Any]:
         raise  # gathered meanwhile
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunStopped(
-            f"{path} is not a result file of vlmbatch ({error})",
+            f"{store.at(name)} is not a result file of vlmbatch ({error})",
             hint="move it out of the output folder, and run again",
         ) from None
+    if tag:
+        store.footers[name, tag] = meta
     return meta

@@ -8,7 +8,6 @@ from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vlmbatch.results.output import Output
 
@@ -39,8 +38,6 @@ def _ids(output: Output) -> Iterator[str]:
     """The id of each row once: that of its first result."""
     parts = output.view().parts
     for number in sorted(parts):
-        with pq.ParquetFile(parts[number].path, pre_buffer=False, buffer_size=2**20) as source:
-            columns = ["id", "request", "sample"]
-            for batch in source.iter_batches(batch_size=4096, columns=columns, use_threads=False):
-                first = pc.and_(pc.equal(batch["request"], 0), pc.equal(batch["sample"], 0))
-                yield from batch["id"].filter(first).to_pylist()
+        for batch in parts[number].batches(columns=["id", "request", "sample"]):
+            first = pc.and_(pc.equal(batch["request"], 0), pc.equal(batch["sample"], 0))
+            yield from batch["id"].filter(first).to_pylist()

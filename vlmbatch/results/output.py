@@ -6,7 +6,6 @@ first row, then the longest; so late writes, overlapping ranges and repeated com
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,11 +21,12 @@ from vlmbatch.results.files import (
     Counting,
     Counts,
     ResultFile,
+    counts_of,
     list_parts,
     list_shards,
     write_part,
 )
-from vlmbatch.results.store import OURS, LocalStore
+from vlmbatch.results.store import OURS, Store
 
 LOOKS = 20
 
@@ -35,7 +35,7 @@ LOOKS = 20
 class Output:
     """The results of one run, in its folder."""
 
-    store: LocalStore
+    store: Store
     run: str
     part_rows: int
     schema: pa.Schema
@@ -77,8 +77,7 @@ class Output:
                 epoch=max(file.epoch for file in [*bases, *patches]),
                 rows=rows,
             )
-        for shard in shards:
-            self.store.delete(shard.path)
+        self.store.delete(shard.name for shard in shards)
         return part if fresh else None
 
     def gather_if_gapless(self, number: int, *, whole_only: bool, view: View | None = None) -> None:
@@ -95,9 +94,8 @@ class Output:
 
     def delete_strays(self) -> None:
         """Delete shards and parts of other runs. Only the holder of the lock may."""
-        for file in [*list_shards(self.store), *list_parts(self.store)]:
-            if file.run != self.run:
-                self.store.delete(file.path)
+        files = [*list_shards(self.store), *list_parts(self.store)]
+        self.store.delete(file.name for file in files if file.run != self.run)
 
     def results(self, window: Range | None = None) -> Iterator[pa.RecordBatch]:
         """Every committed result in manifest order, gathered or not."""
@@ -123,24 +121,26 @@ class Output:
 
     def _counts(self) -> Counts:
         total = Counts()
+        from_footers: list[ResultFile] = []
         view = self.view()
         for number in view.numbers(self.part_rows):
             window = self.part_range(number)
             bases, patches = view.files_of(number, window)
             segments = list(winners(bases, window))
-            whole = {file.path for file, rows in segments if rows == file.rows}
+            whole = {file.name for file, rows in segments if rows == file.rows}
             if not patches and len(whole) == len(segments):
-                for file, _ in segments:
-                    total.add(file.counts())
+                from_footers += [file for file, _ in segments]
             else:
                 counting = Counting()
                 for batch in _merged(bases, patches, window):
                     counting.add(batch)
                 total.add(counting.counts)
+        for counts in counts_of(self.store, from_footers):
+            total.add(counts)
         return total
 
 
-def schema_of(store: LocalStore) -> pa.Schema | None:
+def schema_of(store: Store) -> pa.Schema | None:
     """The columns of the results that are there; None where there are none."""
     for file in [*list_parts(store), *list_shards(store)]:
         for batch in file.batches():
@@ -251,24 +251,12 @@ def _keys(batch: pa.RecordBatch | pa.Table, first: int) -> Any:
     return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
 
 
-def check_ours(store: LocalStore) -> None:
+def check_ours(store: Store) -> None:
     """Raises OutputNotOurs where the folder holds something that vlmbatch did not write."""
-    folder = store.folder
-    if not os.path.lexists(folder):
-        above = next(path for path in folder.absolute().parents if os.path.exists(path))
-        if not above.is_dir():
-            raise OutputNotOurs(
-                f"cannot make the folder {folder}: {above} is a file",
-                hint="give another output with -o",
-            )
-        return
-    if not folder.is_dir():
-        raise OutputNotOurs(f"{folder} is a file, not a folder", hint="give another output with -o")
-    if store.ours.is_dir():
-        return
-    found = sorted(path.name for path in folder.iterdir())[:3]
-    if found:
+    store.check_place()
+    found = [entry.name for entry in store.entries()]
+    if found and OURS not in found:
         raise OutputNotOurs(
-            f"{folder} holds something else ({', '.join(found)}), and no {OURS}/",
+            f"{store.place} holds something else ({', '.join(found[:3])}), and no {OURS}/",
             hint="give an empty or new folder with -o",
         )

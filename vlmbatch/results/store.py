@@ -1,4 +1,7 @@
-"""Files that are visible only when they are whole: the local folder that an output lives in."""
+"""Where an output lives, and files there that are visible only when they are whole.
+
+``LocalStore`` is a folder; results/object_store.py has the one for object stores.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +12,201 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.errors import OutputLocked, RunStopped
+import pyarrow as pa
+
+from vlmbatch.errors import OutputLocked, OutputNotOurs, RunStopped
+from vlmbatch.storage import is_local
 
 OURS = "__vlmbatch"
+RUN_FILE = f"{OURS}/run.json"
+STATUS_FILE = f"{OURS}/status.json"
+NONCE_FILE = f"{OURS}/nonce"
+LOCK_FILE = f"{OURS}/lock"
+SHARDS = f"{OURS}/shards"
+FOOTER_BYTES = 2**18
+"""So much of a file is read at a time where only its footer is wanted."""
 
 
-class LocalStore:
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or folder in a listing. ``tag`` is another for another content, or empty."""
+
+    name: str
+    tag: str = ""
+
+
+class Store(ABC):
+    """The place of one output. Files go by their names in it, with slashes."""
+
+    place: str
+    """As messages and commands name it."""
+    parallel: int = 1
+    """So many small reads or deletions at a time are worth while."""
+
+    def __init__(self) -> None:
+        self.footers: dict[tuple[str, str], dict[str, Any]] = {}
+        """What result files say of themselves, by name and tag; only what has a tag."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """The place as another process finds it, whatever its current folder."""
+
+    @property
+    @abstractmethod
+    def logs(self) -> Path:
+        """A local folder, which may be one for each machine."""
+
+    def at(self, name: str) -> str:
+        """For messages."""
+        return f"{self.place.rstrip('/')}/{name}"
+
+    @abstractmethod
+    def check_place(self) -> None:
+        """Raises OutputNotOurs or UsageError where no output can be."""
+
+    @abstractmethod
+    def make(self) -> None:
+        """Create the folders. Raises RunStopped where the place cannot be written."""
+
+    @abstractmethod
+    def entries(self, folder: str = "") -> list[Entry]:
+        """What lies right in the folder, by name; nothing where there is no such folder."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """None where there is no such file."""
+
+    @abstractmethod
+    def whole(self, name: str) -> pa.NativeFile:
+        """To read all of a file of bounded size. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def ranged(self, name: str, *, block: int = 2**23) -> pa.NativeFile:
+        """To read some of a file, or much by and by. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def write(self, name: str, build: Callable[[Path], None]) -> None:
+        """``build`` writes a temporary file; it appears under its name whole, and durably."""
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(value, indent=1, ensure_ascii=False)
+        self.write(name, lambda temporary: _write_text(temporary, text))
+
+    def read_json(self, name: str) -> Any | None:
+        """The value, or None where there is no such file."""
+        data = self.read(name)
+        if data is None:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise RunStopped(f"cannot read {self.at(name)}: {error}") from None
+
+    def publish(self, name: str, value: Any) -> None:
+        """``write_json``, perhaps later, or not at all where a newer value has come by then."""
+        self.write_json(name, value)
+
+    @abstractmethod
+    def delete(self, names: Iterable[str]) -> None:
+        """Files that are not there do no harm."""
+
+    @abstractmethod
+    def clean_tmp(self) -> None:
+        """Delete what killed writers left. Only the holder of the lock may."""
+
+    @abstractmethod
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the output. Raises OutputLocked, naming the holder, where another run does."""
+
+    @abstractmethod
+    def check_held(self) -> None:
+        """Raises RunStopped where the lock that this process took has gone to another run."""
+
+    @abstractmethod
+    def is_locked(self) -> bool:
+        """Whether a run holds the output at this moment."""
+
+
+def open_store(output: str | Path) -> Store:
+    """The store of an output: a folder, or the URL of a prefix on an object store.
+
+    Raises UsageError for a URL that nothing here writes to, or that has credentials in it.
+    """
+    uri = str(output)
+    if is_local(uri):
+        return LocalStore(uri[5:].removeprefix("//") if uri[:5].lower() == "file:" else uri)
+    from vlmbatch.results.object_store import ObjectStore
+
+    return ObjectStore(uri)
+
+
+class LocalStore(Store):
     """An output folder. Writing: into tmp/, fsync, rename, fsync of the folder."""
 
     def __init__(self, folder: str | Path) -> None:
+        super().__init__()
         self.folder = Path(folder)
+        self.place = str(self.folder)
         self.ours = self.folder / OURS
-        self.shards = self.ours / "shards"
+        self.shards = self.folder / SHARDS
         self.tmp = self.ours / "tmp"
-        self.logs = self.ours / "logs"
+
+    @property
+    def address(self) -> str:
+        return str(self.folder.absolute())
+
+    @property
+    def logs(self) -> Path:
+        return self.ours / "logs"
+
+    def check_place(self) -> None:
+        folder = self.folder
+        if folder.is_dir():
+            return
+        if os.path.lexists(folder):
+            raise OutputNotOurs(
+                f"{folder} is a file, not a folder", hint="give another output with -o"
+            )
+        above = next(path for path in folder.absolute().parents if os.path.exists(path))
+        if not above.is_dir():
+            raise OutputNotOurs(
+                f"cannot make the folder {folder}: {above} is a file",
+                hint="give another output with -o",
+            )
 
     def make(self) -> None:
-        """Create the folders. Raises RunStopped where the place cannot be written."""
         with reported(self.folder):
             for folder in (self.shards, self.tmp, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, path: Path, build: Callable[[Path], None]) -> None:
-        """``build`` writes a temporary file; it appears at ``path`` whole, and durably."""
+    def entries(self, folder: str = "") -> list[Entry]:
+        try:
+            return [Entry(name) for name in sorted(os.listdir(self.folder / folder))]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def whole(self, name: str) -> pa.NativeFile:
+        return pa.memory_map(str(self.folder / name))
+
+    def ranged(self, name: str, *, block: int = 2**23) -> pa.NativeFile:
+        return pa.OSFile(str(self.folder / name))
+
+    def write(self, name: str, build: Callable[[Path], None]) -> None:
+        path = self.folder / name
         temporary = self.tmp / f"{path.name}.{uuid.uuid4().hex[:8]}"
         with reported(path):
             try:
@@ -48,33 +218,18 @@ class LocalStore:
                 with suppress(FileNotFoundError):
                     temporary.unlink()
 
-    def write_json(self, path: Path, value: Any) -> None:
-        text = json.dumps(value, indent=1, ensure_ascii=False)
-        self.write(path, lambda temporary: _write_text(temporary, text))
-
-    def read_json(self, path: Path) -> Any | None:
-        """The value, or None where there is no such file."""
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:
-            raise RunStopped(f"cannot read {path}: {error}") from None
-
-    def delete(self, path: Path) -> None:
-        with reported(path), suppress(FileNotFoundError):
-            path.unlink()
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            path = self.folder / name
+            with reported(path), suppress(FileNotFoundError):
+                path.unlink()
 
     def clean_tmp(self) -> None:
-        """Delete what killed writers left. Only the holder of the lock may."""
-        if self.tmp.is_dir():
-            for leftover in self.tmp.iterdir():
-                self.delete(leftover)
+        self.delete(f"{OURS}/tmp/{leftover.name}" for leftover in self.entries(f"{OURS}/tmp"))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the output. Raises OutputLocked, naming the holder, where another run does."""
-        path = self.ours / "lock"
+        path = self.folder / LOCK_FILE
         with reported(path):
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -95,10 +250,12 @@ class LocalStore:
         finally:
             os.close(handle)
 
+    def check_held(self) -> None:
+        """Nobody takes a flock away from a process that lives."""
+
     def is_locked(self) -> bool:
-        """Whether a run holds the output at this moment."""
         try:
-            handle = os.open(self.ours / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(self.folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False
         try:
