@@ -1,0 +1,264 @@
+"""Whole runs on an object store: the images, the manifest and the output are objects. Killed at
+seeded moments, with a store that fails now and then, with credentials that expire: nothing is lost,
+nothing is doubled.
+
+The short form has 200 images, the long one (``make test-slow``) 2,000.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.harness import (
+    OURS,
+    Command,
+    Finished,
+    KillRun,
+    Kind,
+    Quiz,
+    assert_adds_up,
+    assert_whole,
+    echo,
+    kill_points,
+    picture,
+    until,
+    vlmbatch,
+)
+from tests.s3 import S3Server
+from tests.s3_faults import (
+    EXPIRED,
+    PASSING,
+    Error,
+    FaultProxy,
+    Rule,
+    Stall,
+    by_chance,
+    never,
+    one_of,
+    where,
+)
+
+SHORT, LONG = 200, 2_000
+
+
+class S3Run(KillRun):
+    """A quiz whose images, manifest and output are on the server; ``output`` is a copy of it."""
+
+    def __init__(self, folder: Path, server: S3Server, rows: int, *, delay: float = 0.01) -> None:
+        self.server = server
+        self.bucket = server.new_bucket()
+        self.place = f"s3://{self.bucket}/out"
+        upload_quiz(folder, server, self.bucket, rows)
+        super().__init__(folder, Quiz(folder / "quiz.parquet", rows))
+        self.answer_within(delay)
+
+    def answer_within(self, delay: float) -> None:
+        """How long the engine takes for a request, in seconds, from the next start on."""
+        self._options = [
+            *(f"s3://{self.bucket}/in/quiz.parquet", "-t", "vqa", f"--output={self.place}"),
+            *echo(reply_from="answers", log=self.log.path, delay=delay, capacity=4),
+            *("--part-rows=64", "--executor=local", "--json"),
+        ]
+
+    def fetch_output(self) -> Path:
+        """The output as it is now, beside the proxy."""
+        shutil.rmtree(self.output, ignore_errors=True)
+        self.output.mkdir()
+        fs = self.server.fs()
+        for path in fs.find(f"{self.bucket}/out"):
+            local = self.output / path.removeprefix(f"{self.bucket}/out/")
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(fs.cat_file(path))
+        return self.output
+
+    def _committed(self) -> set[int]:
+        self.fetch_output()
+        return super()._committed()
+
+    def assert_kept(self) -> None:
+        self.fetch_output()
+        super().assert_kept()
+        assert not (self.output / OURS / "lock").exists()
+
+    def assert_done(self, ended: Finished) -> None:
+        assert ended.exit_code == 0, ended
+        assert_adds_up(ended.json)
+        assert ended.json["failed"] == 0
+        self.assert_kept()
+
+
+def upload_quiz(folder: Path, server: S3Server, bucket: str, rows: int) -> None:
+    """The manifest in row groups of 50; each row names an image of its own, relative to the
+    manifest or by its whole address."""
+    made = Quiz(folder / "quiz.parquet", rows)
+    small = picture()
+    names = [f"images/{row:05d}.png" for row in range(rows)]
+    server.fs().pipe({f"{bucket}/in/{name}": small for name in names})
+    questions = [[f"question {i}.{j}?" for j in range(len(a))] for i, a in enumerate(made.answers)]
+    columns = {
+        "image": [f"s3://{bucket}/in/{name}" if i % 2 else name for i, name in enumerate(names)],
+        "id": made.ids,
+        "questions": questions,
+        "answers": made.answers,
+    }
+    pq.write_table(pa.table(columns), made.path, row_group_size=50)
+    server.fs().put_file(str(made.path), f"{bucket}/in/quiz.parquet")
+
+
+def kill_and_finish(run: S3Run, kind: Kind, *, count: int, seed: int) -> None:
+    answers = 2 * sum(map(len, run.quiz.answers)) // 3 // count
+    points = kill_points(kind, count, seed=seed, answers=answers)
+    if kind == "worker":
+        with run.start(points[0].checkpoint_rows, points[0].workers) as command:
+            for point in points:
+                run.kill_worker(command, point)
+            ended = command.wait(seconds=300)
+        assert ended.json["worker_deaths"] == count
+    else:
+        for point in points:
+            run.kill(point)
+        ended = run.finish()
+    run.assert_done(ended)
+
+
+@pytest.mark.parametrize("kind", ["driver", "group", "worker"])
+def test_nothing_is_lost_or_doubled_when_killed(
+    tmp_path: Path, s3_server: S3Server, kind: Kind
+) -> None:
+    with s3_server.in_environment():
+        kill_and_finish(
+            S3Run(tmp_path, s3_server, SHORT), kind, count=1 + (kind != "group"), seed=3
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["driver", "group", "worker"])
+def test_nothing_is_lost_or_doubled_of_many_images_when_killed_12_times(
+    tmp_path: Path, s3_server: S3Server, kind: Kind
+) -> None:
+    with s3_server.in_environment():
+        kill_and_finish(S3Run(tmp_path, s3_server, LONG), kind, count=12, seed=4)
+
+
+def run_with_faults(run: S3Run, rule: Rule, *, read_timeout: float | None = None) -> FaultProxy:
+    with FaultProxy(run.server, rule, read_timeout=read_timeout) as proxy, proxy.in_environment():
+        ended = run.finish()
+    run.assert_done(ended)
+    return proxy
+
+
+def test_what_passes_costs_no_row(tmp_path: Path, s3_server: S3Server) -> None:
+    """One request in twenty is refused, broken off, cut short or done without an answer."""
+    run = S3Run(tmp_path, s3_server, SHORT)
+    proxy = run_with_faults(run, by_chance(0.05, *PASSING, seed=5))
+    assert set(proxy.injected) == set(PASSING)
+    assert not run.log.rows_twice()
+
+
+def test_a_store_that_stalls_costs_time_and_no_row(tmp_path: Path, s3_server: S3Server) -> None:
+    run = S3Run(tmp_path, s3_server, SHORT)
+    rule = by_chance(0.02, Stall(), seed=6)
+    proxy = run_with_faults(run, rule, read_timeout=1.0)
+    assert set(proxy.injected) == {Stall()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_what_passes_costs_no_row_of_many_while_runs_are_killed(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    run = S3Run(tmp_path, s3_server, LONG)
+    rule = one_of(by_chance(0.05, *PASSING, seed=7), by_chance(0.005, Stall(), seed=8))
+    with FaultProxy(s3_server, rule, read_timeout=2.0) as proxy, proxy.in_environment():
+        kill_and_finish(run, "group", count=6, seed=9)
+    assert set(proxy.injected) == {*PASSING, Stall()}
+
+
+@pytest.mark.parametrize(
+    "expired", [EXPIRED, Error(400, "ExpiredToken")], ids=["status 403", "status 400"]
+)
+def test_expired_credentials_stop_the_run_and_renewed_ones_go_on(
+    tmp_path: Path, s3_server: S3Server, expired: Error
+) -> None:
+    run = S3Run(tmp_path, s3_server, SHORT)
+    with FaultProxy(s3_server) as proxy, proxy.in_environment():
+        with run.start(checkpoint_rows=8) as command:
+            until(lambda: len(run.log) >= 60, "60 answers")
+            proxy.rule = lambda _request: expired
+            stopped = command.wait()
+        assert stopped.exit_code == 1, stopped
+        assert "expired" in stopped.stderr, stopped
+        assert "same command" in stopped.stderr, stopped
+        assert "Traceback" not in stopped.stderr, stopped
+        committed = run._committed()
+        assert committed
+        assert len(committed) < SHORT
+        proxy.rule = never
+        ended = run.finish()
+    assert ended.json["skipped"] == len(committed)
+    lines = {line.row for line in run.log.lines()}
+    assert lines == set(range(SHORT))
+    assert ended.exit_code == 0, ended
+    assert_adds_up(ended.json)
+    assert_whole(run.fetch_output(), run.quiz.answers, ids=run.quiz.ids)
+
+
+def test_an_image_that_is_refused_is_a_failed_row_and_no_reason_to_stop(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    """One object alone is forbidden, one is gone: that says nothing about the others."""
+    run = S3Run(tmp_path, s3_server, 40)
+    s3_server.fs().rm_file(f"{run.bucket}/in/images/00011.png")
+    rule = where(lambda _request: Error(403, "AccessDenied"), key="images/00010.png")
+    with FaultProxy(s3_server, rule) as proxy, proxy.in_environment():
+        ended = run.finish()
+    assert ended.exit_code == 0, ended
+    assert_adds_up(ended.json)
+    assert ended.json["failed"] == 2
+    failed = {10: "image_forbidden", 11: "image_missing"}
+    assert_whole(run.fetch_output(), run.quiz.answers, ids=run.quiz.ids, failed=failed)
+
+
+def test_the_second_of_two_runs_stops(tmp_path: Path, s3_server: S3Server) -> None:
+    run = S3Run(tmp_path, s3_server, SHORT, delay=1.0)
+    with s3_server.in_environment():
+        with run.start() as first:
+            until(lambda: len(run.log) >= 8, "8 answers")
+            second = vlmbatch("run", *run._options)
+            first.signal(signal.SIGINT)
+            assert first.wait().exit_code == 130
+        assert second.exit_code == 1, second
+        assert f"another run holds {run.place}" in second.stderr
+        assert run._committed()
+        run.answer_within(0.001)
+        run.assert_done(run.finish())
+
+
+def test_of_two_runs_that_start_together_one_works(tmp_path: Path, s3_server: S3Server) -> None:
+    run = S3Run(tmp_path, s3_server, SHORT)
+    with s3_server.in_environment():
+        run._starts.append((0, set()))
+        with Command("run", *run._options) as one, Command("run", *run._options) as other:
+            ended = [one.wait(), other.wait()]
+    assert sorted(each.exit_code for each in ended) == [0, 1], list(map(str, ended))
+    assert not run.log.rows_twice()
+    run.assert_done(next(each for each in ended if each.exit_code == 0))
+
+
+def test_status_and_a_finished_run_again(tmp_path: Path, s3_server: S3Server) -> None:
+    run = S3Run(tmp_path, s3_server, 40)
+    with s3_server.in_environment():
+        assert run.finish().exit_code == 0
+        status = vlmbatch("status", run.place, "--json")
+        assert status.json["done"] == 40, status
+        again = vlmbatch("run", *run._options)
+    assert (again.exit_code, again.json["skipped"]) == (0, 40), again
+    run._starts.append((len(run.log), set(range(40))))
+    run.assert_kept()
