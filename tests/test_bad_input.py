@@ -299,7 +299,6 @@ def _model(name: str, *says: str) -> Refused:
 
 
 IS_PARQUET = "check that the file is whole"
-LOCAL_ONLY = "reads local Parquet files, folders and globs"
 REFUSED = [
     _manifest("nope.parquet", says=["no manifest nope.parquet", "good.parquet"]),
     _manifest("no/where.parquet", says=["there is no folder no"]),
@@ -310,13 +309,15 @@ REFUSED = [
     _manifest("bad/length.parquet", says=["bad/length.parquet", IS_PARQUET]),
     _manifest("bad/dangling.parquet", says=["a link to gone.parquet", "does not exist"]),
     _manifest("bad/links", says=["bad/links/dangling.parquet", "No such file"]),
-    _manifest("bad/nothing", says=["no *.parquet file in the folder bad/nothing"]),
+    _manifest("bad/nothing", says=["no manifest and no image in the folder bad/nothing"]),
     _manifest("bad/fifo.parquet", says=["a pipe", "give a file"]),
     _manifest("/dev/null", says=["/dev/null", "device"]),
     _manifest("*.nothing", says=["nothing matches *.nothing"]),
-    _manifest("s3://bucket/m.parquet", says=["from s3: s3://bucket/m.parquet", LOCAL_ONLY]),
-    _manifest("s3://bucket/*.parquet", says=["s3://bucket/*.parquet", LOCAL_ONLY]),
-    _manifest("https://u:pw@h/m.parquet?k=v", says=["https://h/m.parquet\n", LOCAL_ONLY]),
+    _manifest("nope://bucket/m.parquet", says=["nothing here reads nope:", "s3:"]),
+    _manifest("https://u:pw@h/m.parquet?k=v", says=["https://h/m.parquet with", "download it"]),
+    _manifest("s3://key:pw@bucket/m.parquet", says=["credentials", "s3://bucket/m.parquet\n"]),
+    _manifest("zip://m.csv::s3://bucket/m.zip", says=["inside an archive", "unpack it"]),
+    _manifest("-", says=["cannot come from a pipe"]),
     _manifest("good.parquet", "bad/url.parquet", says=["other columns", "url: string"]),
     _manifest("bad/url.parquet", says=["no column 'image'", "url, caption", "--column image=url"]),
     _manifest("bad/twice.parquet", says=["several columns 'image'"]),

@@ -210,6 +210,15 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
         metavar="COL",
         help="Copy a manifest column to the results; * is all but images; repeatable.",
     ),
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="GLOB",
+        help="Of a folder's files, only these: by path if it has a /, else by name; repeatable.",
+    ),
+    click.option(
+        "--exclude", multiple=True, metavar="GLOB", help="All but these, likewise; repeatable."
+    ),
     click.option("--limit", type=int, metavar="N", help="Only the first N rows."),
     click.option(
         "--engine",
@@ -327,7 +336,8 @@ def with_options(options: list[Callable[..., Any]]) -> Callable[..., Any]:
 def run(overwrite: bool, prepare: bool, as_json: bool, **options: Any) -> None:
     """Ask a model about every row of MANIFEST; run again to resume.
 
-    MANIFEST is a Parquet file, a folder of them, or a glob; several may be given. Its column
+    MANIFEST is Parquet, JSONL, CSV or a WebDataset, a folder of such files or of images, or a glob,
+    on this machine or in a store (s3:, gs:, az:, hf:, https:); several may be given. Its column
     `image` holds paths, bytes, Hugging Face image structs, or lists of these.
     """
     from vlmbatch.run import run as run_job
@@ -522,7 +532,7 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
         )
         if key in given
     }
-    for key in ("manifest", "carry"):
+    for key in ("manifest", "carry", "include", "exclude"):
         if key in given:
             values[key] = list(given[key])
     if "system" in given:

@@ -9,6 +9,7 @@
     ├── RunStopped                for a cause outside the command (exit 1)
     │   ├── OutputLocked          another run holds the output
     │   ├── EngineStartError      the engine cannot start here
+    │   ├── ManifestUnreachable   the manifest's store is gone, or does not let us in
     │   ├── EndpointError         the endpoint is gone, or does not let us in
     │   └── WorkerRefused         a worker does not see what the driver sees
     ├── EngineDead                the engine died under its worker; the worker ends, not the run
@@ -104,6 +105,10 @@ class OutputLocked(RunStopped):
 
 class EngineStartError(RunStopped):
     """The engine cannot start: the model is missing, a library is missing, memory is short."""
+
+
+class ManifestUnreachable(RunStopped):
+    """The manifest's store does not answer, or its credentials are missing, wrong or expired."""
 
 
 class EndpointError(RunStopped):

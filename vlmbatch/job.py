@@ -146,7 +146,14 @@ class JobSpec(Section):
     """The whole run described."""
 
     manifest: Annotated[list[str], BeforeValidator(_as_list)] = Field(
-        description="Parquet files, folders or globs", min_length=1
+        description="files, folders, globs, addresses in a store, or a dataset of the Hub",
+        min_length=1,
+    )
+    include: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        default_factory=list, description="globs: of what a folder holds, only these files"
+    )
+    exclude: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        default_factory=list, description="globs: of what a folder holds, all but these files"
     )
     output: str | None = Field(None, description="folder that the results go to")
     columns: dict[str, str] = Field(

@@ -46,9 +46,10 @@ def run(
     if not overwrite:
         check_ours(store)
     stored = None if overwrite else _begun(store)
-    manifest = open_manifest(named, _same_listing(job, stored))
+    listing = _same_listing(job, stored)
+    manifest = open_manifest(named, listing, include=job.include, exclude=job.exclude)
     resolved = resolve(job, manifest, stored)
-    for note in resolved.notes:
+    for note in (*manifest.notes, *resolved.notes):
         say(note)
     if overwrite:
         check_ours(store)
@@ -114,9 +115,14 @@ def output_folder(job: JobSpec) -> str:
     if job.output is not None:
         return job.output
     plain = [s for s in re.split(r"[/\\]", job.manifest[0]) if s and not re.search(r"[*?\[]", s)]
-    stem = Path(plain[-1]).stem if plain and plain[-1] not in (".", "..") else "results"
+    stem = _stem(plain[-1]) if plain and plain[-1] not in (".", "..") else "results"
     tasks = [task.name for task in job.tasks] or ["caption"]
     return f"{stem}-{'+'.join(tasks)}"
+
+
+def _stem(name: str) -> str:
+    """Without its ending, and that of the compression."""
+    return Path(re.sub(r"\.(gz|zst)$", "", name)).stem
 
 
 def _prepared(output: Output, run_file: RunFile, manifest: Manifest, *, resumed: bool) -> Summary:
@@ -256,9 +262,13 @@ def _begun(store: Store) -> RunFile | None:
 
 def _same_listing(job: JobSpec, stored: RunFile | None) -> dict[str, Any] | None:
     """What a folder or glob stood for when the run began, if the same is asked for now."""
-    if stored is not None and stored.spec.manifest == job.manifest:
-        return stored.manifest
-    return None
+    if stored is None:
+        return None
+    before = stored.spec
+    same = all(
+        getattr(before, name) == getattr(job, name) for name in ("manifest", "include", "exclude")
+    )
+    return stored.manifest if same else None
 
 
 def _run_file(resolved: Resolved, manifest: Manifest, stored: RunFile | None) -> RunFile:
@@ -335,9 +345,8 @@ def _announce(
     output: Output,
 ) -> None:
     job = run_file.spec
-    files = len(manifest.files)
     say(
-        f"{manifest.rows:,} rows in {files} file{'s' if files != 1 else ''}, "
+        f"{manifest.extent}, "
         f"{skipped:,} answered, {todo:,} to do; "
         f"{' + '.join(task.name for task in job.tasks)} by {run_file.model['label']} "
         f"({job.engine.name}, family {job.family}), "

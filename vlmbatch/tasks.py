@@ -219,6 +219,8 @@ def _texts(
         return [stand_in]
     for name in names:
         value = fields.get(name)
+        if name.endswith("s"):
+            value = _json_list(value)
         if value is not None:
             return list(value) if isinstance(value, list) else [value]
     return [None]
@@ -227,10 +229,22 @@ def _texts(
 def _labels(fields: Mapping[str, Any], stand_in: list[str] | None) -> list[str | None]:
     if stand_in is not None:
         return list(stand_in)
-    value = fields.get("labels")
+    value = _json_list(fields.get("labels"))
     if isinstance(value, str):
         return [label.strip() for label in value.split(",")]
     return list(value) if isinstance(value, list) else []
+
+
+def _json_list(value: Any) -> Any:
+    """A list of texts that a cell of a CSV file holds as JSON; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    fine = isinstance(found, list) and all(isinstance(each, str | None) for each in found)
+    return found if fine else value
 
 
 def _worded(task: Task, ask: Ask, row: Row, family: Wording) -> tuple[str, str | None]:

@@ -28,6 +28,7 @@ from vlmbatch.errors import (
     EngineDead,
     EngineStartError,
     ManifestError,
+    ManifestUnreachable,
     VlmbatchError,
     WorkerRefused,
 )
@@ -146,7 +147,7 @@ class Worker:
         except VlmbatchError as error:
             log.error("%s", error)
             with contextlib.suppress(VlmbatchError):  # what was answered before is worth keeping
-                if isinstance(error, ManifestError):
+                if isinstance(error, ManifestError | ManifestUnreachable):
                     await self._drain(1.0, feeder)
                 elif isinstance(error, EngineDead | EndpointError):
                     await self._keep_answered(feeder)
@@ -390,6 +391,6 @@ def _see_what_the_driver_sees(setup: Setup, store: Store) -> tuple[RunFile, Mani
         )
     try:
         manifest = Manifest.from_json(run_file.manifest)
-    except ManifestError as error:
+    except (ManifestError, ManifestUnreachable) as error:
         raise WorkerRefused(f"{host} does not see the manifest: {error.message}") from None
     return run_file, manifest

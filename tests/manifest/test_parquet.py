@@ -15,7 +15,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from tests.strategies import ranges
-from vlmbatch.errors import ManifestError
+from vlmbatch.errors import ManifestError, UsageError
 from vlmbatch.manifest import Manifest, RowStream, open_manifest
 from vlmbatch.manifest.columns import choose_columns
 from vlmbatch.records import Range
@@ -206,13 +206,14 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path):
     write(tmp_path / "photos.parquet", 1)
     error = refused(tmp_path / "fotos.parquet")
     assert error.message == f"no manifest {tmp_path / 'fotos.parquet'}"
-    assert error.hint == "Parquet files there: photos.parquet"
+    assert error.hint == "there: photos.parquet"
     assert "there is no folder" in refused(tmp_path / "none" / "a.parquet").message
     assert refused(tmp_path / "*.csv").message == f"nothing matches {tmp_path / '*.csv'}"
     (tmp_path / "empty").mkdir()
-    assert "no *.parquet file in the folder" in refused(tmp_path / "empty").message
-    assert "no Parquet file there" in refused(tmp_path / "empty" / "x.parquet").hint
-    assert "s3:" in refused("s3://bucket/a.parquet").message
+    assert "no manifest and no image in the folder" in refused(tmp_path / "empty").message
+    assert "JSONL" in refused(tmp_path / "empty" / "x.parquet").hint
+    with pytest.raises(UsageError, match="nothing here reads nope:"):
+        open_manifest(["nope://bucket/a.parquet"])
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"image,question\n" * 9, b"\0" * 8 + b"PAR1"])

@@ -99,7 +99,7 @@ def row_of(
         if theirs != ours and theirs in fields:
             fields[ours] = fields[theirs]
     given = record[columns.names["id"]] if columns.has_id else None
-    identity = str(given) if given is not None else default_id(images, fields)
+    identity = str(given) if given not in (None, "") else default_id(images, fields)
     return Row(row, identity, images, fields, problem)
 
 

@@ -1,0 +1,212 @@
+"""The input table: files as one sequence of rows, of which any range can be read."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from vlmbatch.errors import ManifestError, ManifestUnreachable
+from vlmbatch.manifest import images
+from vlmbatch.manifest.columns import ASKED, Columns, row_of
+from vlmbatch.manifest.files import ManifestFile, Place
+from vlmbatch.manifest.formats import FORMATS, OPEN
+from vlmbatch.manifest.listing import Filters, list_files, sizes_below
+from vlmbatch.manifest.values import schema_of_both, settled
+from vlmbatch.records import Range, Row
+
+REMOTE_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The input table: files in the order of their paths, one sequence of rows over them."""
+
+    folder: str
+    """Relative image paths start here: a local path, or the URI of a place in a store."""
+    files: tuple[ManifestFile, ...]
+    schema: pa.Schema
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What was decided in listing it."""
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    @property
+    def identity(self) -> str:
+        """xxh3-128 hex over each file's name, size and identity."""
+        digest = xxhash.xxh3_128()
+        for file in self.files:
+            digest.update(f"{file.name}\0{file.size}\0{file.identity}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def extent(self) -> str:
+        """``200 rows in 3 files``, ``200 images``."""
+        if self.files[0].format == images.NAME:
+            return f"{self.rows:,} image{'s' if self.rows != 1 else ''}"
+        files = len(self.files)
+        return f"{self.rows:,} rows in {files:,} file{'s' if files != 1 else ''}"
+
+    def boundaries(self) -> Iterator[int]:
+        """Row numbers at which it is cheap to begin, ascending: of files, of row groups."""
+        row = 0
+        for file in self.files:
+            for start in file.starts:
+                yield row + start
+            row += file.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """As run.json keeps it: the list that a resume uses again."""
+        schema = base64.b64encode(self.schema.serialize()).decode()
+        files = [file.to_json() for file in self.files]
+        return {"folder": self.folder, "schema": schema, "files": files}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Manifest:
+        """As run.json has it; only the first file is looked at, each other when it is opened."""
+        files = tuple(ManifestFile.from_json(file) for file in stored["files"])
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["schema"])))
+        folder = stored["folder"]
+        FORMATS[files[0].format].check(Place(folder, files[0].name), files[0])
+        return cls(folder, files, schema)
+
+
+def open_manifest(
+    paths: Sequence[str],
+    stored: Mapping[str, Any] | None = None,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Manifest:
+    """The manifest that these files, folders and globs name; ``stored`` is an earlier listing.
+
+    ``include`` and ``exclude`` are globs that filter what is found. Raises ManifestError, naming
+    the file and what was found, or ManifestUnreachable.
+    """
+    if stored is not None:
+        folder = stored["folder"]
+        before = [ManifestFile.from_json(file) for file in stored["files"]]
+        if before[0].format == images.NAME:
+            names = (name for file in before for name in images.names_of(file))
+            now = images.check_is_whole(before, sizes_below(folder, names))
+            return Manifest(folder, tuple(now), images.SCHEMA)
+        places = [(Place(folder, file.name), file.format) for file in before]
+        return _looked_at(folder, places, ())
+    listing = list_files(paths, Filters(include, exclude))
+    if listing.format == images.NAME:
+        pieces = tuple(images.listed(listing.sizes))
+        return Manifest(listing.folder, pieces, images.SCHEMA, listing.notes)
+    places = [(Place(listing.folder, name), listing.format) for name in listing.names]
+    return _looked_at(listing.folder, places, listing.notes)
+
+
+def _looked_at(
+    folder: str, places: Sequence[tuple[Place, str]], notes: tuple[str, ...]
+) -> Manifest:
+    files: list[ManifestFile] = []
+    schema: pa.Schema | None = None
+    for (place, format), (file, found) in zip(places, _looks(places), strict=True):
+        if schema is None:
+            schema = found
+        elif format in OPEN:
+            schema = schema_of_both(schema, found)
+        elif not _same_columns(schema, found):
+            raise ManifestError(
+                f"{place.path} has other columns than {places[0][0].path} "
+                f"({_columns(found)} against {_columns(schema)})",
+                hint="give a manifest whose files agree on column names and types",
+            )
+        files.append(file)
+    assert schema is not None  # list_files raises where there is no file
+    if places[0][1] in OPEN:
+        schema = settled(schema)
+    return Manifest(folder, tuple(files), schema, notes)
+
+
+def _looks(places: Sequence[tuple[Place, str]]) -> Iterator[tuple[ManifestFile, pa.Schema]]:
+    """Each file looked at, in order: one at a time on the disk, a few at once in a store."""
+    looks = [partial(FORMATS[format].look_at, place) for place, format in places]
+    if places[0][0].is_local or len(places) == 1:
+        for look in looks:
+            yield look()
+        return
+    pool = ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="footers")
+    try:
+        yield from pool.map(lambda look: look(), looks)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class RowStream:
+    """Rows of ranges, in order. Consecutive ranges go on in the open file without re-reading."""
+
+    def __init__(self, manifest: Manifest, columns: Columns) -> None:
+        self._manifest = manifest
+        self._columns = columns
+        self._asked = {columns.names[name] for name in ("image", "id", *ASKED)}
+        self._position = -1
+        self._open: Iterator[Row] = iter(())
+
+    def rows(self, wanted: Range) -> Iterator[Row]:
+        """The rows of this range, one at a time. Raises ManifestError if the file changed, and
+        ManifestUnreachable."""
+        if wanted.first != self._position:
+            self._open = iter(())  # closes the file
+            self._open = self._rows_from(wanted.first)
+        for row in range(wanted.first, wanted.stop):
+            self._position = row + 1
+            try:
+                found = next(self._open, None)
+            except (ManifestError, ManifestUnreachable) as error:
+                raise type(error)(f"at row {row}: {error.message}", hint=error.hint) from None
+            if found is None:
+                raise ManifestError(f"the manifest ends before row {row}, which was counted")
+            yield found
+
+    def _rows_from(self, first: int) -> Iterator[Row]:
+        start = 0
+        for file in self._manifest.files:
+            if first < start + file.rows:
+                yield from self._rows_of_file(file, start, max(first, start))
+            start += file.rows
+
+    def _rows_of_file(self, file: ManifestFile, start: int, first: int) -> Iterator[Row]:
+        place = Place(self._manifest.folder, file.name)
+        format = FORMATS[file.format]
+        if file.format != "parquet":  # which looks by itself
+            format.check(place, file)
+        records = format.records(
+            place,
+            file,
+            first - start,
+            self._columns.to_read,
+            self._manifest.schema,
+            self._asked,
+        )
+        row = first
+        for record, problem in records:
+            if row == start + file.rows:  # more than were counted: the file has grown
+                break
+            yield row_of(record, row, self._columns, problem)
+            row += 1
+        if row < start + file.rows:
+            raise ManifestError(
+                f"{place.path} ends after {row - start:,} rows, and {file.rows:,} were counted",
+                hint="run the same command again to see what changed",
+            )
+
+
+def _same_columns(a: pa.Schema, b: pa.Schema) -> bool:
+    return {f.name: f.type for f in a} == {f.name: f.type for f in b}
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
