@@ -7,8 +7,10 @@ The short form has 200 images, the long one (``make test-slow``) 2,000.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,21 +49,60 @@ from tests.s3_faults import (
 SHORT, LONG = 200, 2_000
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Images on a server, row by row; the runs of this module share them."""
+
+    server: S3Server
+    bucket: str
+    count: int
+
+    def write_manifest(self, made: Quiz) -> str:
+        """The address of a quiz in row groups of 50; each row names an image of its own, relative
+        to the manifest or by its whole address."""
+        names = [f"images/{row:05d}.png" for row in range(made.rows)]
+        rows = range(made.rows)
+        columns = {
+            "image": [f"s3://{self.bucket}/{names[i]}" if i % 2 else names[i] for i in rows],
+            "id": made.ids,
+            "questions": [[f"{i}.{j}?" for j in range(len(made.answers[i]))] for i in rows],
+            "answers": made.answers,
+        }
+        pq.write_table(pa.table(columns), made.path, row_group_size=50)
+        name = f"{self.bucket}/quiz-{made.rows}.parquet"
+        self.server.fs().put_file(str(made.path), name)
+        return f"s3://{name}"
+
+
+@pytest.fixture(scope="module")
+def pictures(s3_server: S3Server, request: pytest.FixtureRequest) -> Pictures:
+    """As many as the largest of the chosen tests needs."""
+    slow = any(item.get_closest_marker("slow") for item in request.session.items)
+    made = Pictures(s3_server, s3_server.new_bucket(), LONG if slow else SHORT)
+    small = picture()
+    s3_server.fs().pipe({f"{made.bucket}/images/{row:05d}.png": small for row in range(made.count)})
+    return made
+
+
 class S3Run(KillRun):
     """A quiz whose images, manifest and output are on the server; ``output`` is a copy of it."""
 
-    def __init__(self, folder: Path, server: S3Server, rows: int, *, delay: float = 0.01) -> None:
-        self.server = server
-        self.bucket = server.new_bucket()
-        self.place = f"s3://{self.bucket}/out"
-        upload_quiz(folder, server, self.bucket, rows)
+    _numbers = itertools.count(1)
+
+    def __init__(
+        self, folder: Path, pictures: Pictures, rows: int = SHORT, *, delay: float = 0.01
+    ) -> None:
+        self.server = pictures.server
+        self.prefix = f"{pictures.bucket}/out-{next(self._numbers)}"
+        self.place = f"s3://{self.prefix}"
         super().__init__(folder, Quiz(folder / "quiz.parquet", rows))
+        self.manifest = pictures.write_manifest(self.quiz)
         self.answer_within(delay)
 
     def answer_within(self, delay: float) -> None:
         """How long the engine takes for a request, in seconds, from the next start on."""
         self._options = [
-            *(f"s3://{self.bucket}/in/quiz.parquet", "-t", "vqa", f"--output={self.place}"),
+            *(self.manifest, "-t", "vqa", f"--output={self.place}"),
             *echo(reply_from="answers", log=self.log.path, delay=delay, capacity=4),
             *("--part-rows=64", "--executor=local", "--json"),
         ]
@@ -71,10 +112,11 @@ class S3Run(KillRun):
         shutil.rmtree(self.output, ignore_errors=True)
         self.output.mkdir()
         fs = self.server.fs()
-        for path in fs.find(f"{self.bucket}/out"):
-            local = self.output / path.removeprefix(f"{self.bucket}/out/")
+        paths = fs.find(self.prefix)
+        for path, data in (fs.cat(paths) if paths else {}).items():
+            local = self.output / path.removeprefix(f"{self.prefix}/")
             local.parent.mkdir(parents=True, exist_ok=True)
-            local.write_bytes(fs.cat_file(path))
+            local.write_bytes(data)
         return self.output
 
     def _committed(self) -> set[int]:
@@ -91,24 +133,6 @@ class S3Run(KillRun):
         assert_adds_up(ended.json)
         assert ended.json["failed"] == 0
         self.assert_kept()
-
-
-def upload_quiz(folder: Path, server: S3Server, bucket: str, rows: int) -> None:
-    """The manifest in row groups of 50; each row names an image of its own, relative to the
-    manifest or by its whole address."""
-    made = Quiz(folder / "quiz.parquet", rows)
-    small = picture()
-    names = [f"images/{row:05d}.png" for row in range(rows)]
-    server.fs().pipe({f"{bucket}/in/{name}": small for name in names})
-    questions = [[f"question {i}.{j}?" for j in range(len(a))] for i, a in enumerate(made.answers)]
-    columns = {
-        "image": [f"s3://{bucket}/in/{name}" if i % 2 else name for i, name in enumerate(names)],
-        "id": made.ids,
-        "questions": questions,
-        "answers": made.answers,
-    }
-    pq.write_table(pa.table(columns), made.path, row_group_size=50)
-    server.fs().put_file(str(made.path), f"{bucket}/in/quiz.parquet")
 
 
 def kill_and_finish(run: S3Run, kind: Kind, *, count: int, seed: int) -> None:
@@ -129,22 +153,20 @@ def kill_and_finish(run: S3Run, kind: Kind, *, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", ["driver", "group", "worker"])
 def test_nothing_is_lost_or_doubled_when_killed(
-    tmp_path: Path, s3_server: S3Server, kind: Kind
+    tmp_path: Path, pictures: Pictures, kind: Kind
 ) -> None:
-    with s3_server.in_environment():
-        kill_and_finish(
-            S3Run(tmp_path, s3_server, SHORT), kind, count=1 + (kind != "group"), seed=3
-        )
+    with pictures.server.in_environment():
+        kill_and_finish(S3Run(tmp_path, pictures), kind, count=1 + (kind != "group"), seed=3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["driver", "group", "worker"])
 def test_nothing_is_lost_or_doubled_of_many_images_when_killed_12_times(
-    tmp_path: Path, s3_server: S3Server, kind: Kind
+    tmp_path: Path, pictures: Pictures, kind: Kind
 ) -> None:
-    with s3_server.in_environment():
-        kill_and_finish(S3Run(tmp_path, s3_server, LONG), kind, count=12, seed=4)
+    with pictures.server.in_environment():
+        kill_and_finish(S3Run(tmp_path, pictures, LONG), kind, count=12, seed=4)
 
 
 def run_with_faults(run: S3Run, rule: Rule, *, read_timeout: float | None = None) -> FaultProxy:
@@ -154,16 +176,16 @@ def run_with_faults(run: S3Run, rule: Rule, *, read_timeout: float | None = None
     return proxy
 
 
-def test_what_passes_costs_no_row(tmp_path: Path, s3_server: S3Server) -> None:
+def test_what_passes_costs_no_row(tmp_path: Path, pictures: Pictures) -> None:
     """One request in twenty is refused, broken off, cut short or done without an answer."""
-    run = S3Run(tmp_path, s3_server, SHORT)
+    run = S3Run(tmp_path, pictures)
     proxy = run_with_faults(run, by_chance(0.05, *PASSING, seed=5))
     assert set(proxy.injected) == set(PASSING)
     assert not run.log.rows_twice()
 
 
-def test_a_store_that_stalls_costs_time_and_no_row(tmp_path: Path, s3_server: S3Server) -> None:
-    run = S3Run(tmp_path, s3_server, SHORT)
+def test_a_store_that_stalls_costs_time_and_no_row(tmp_path: Path, pictures: Pictures) -> None:
+    run = S3Run(tmp_path, pictures)
     rule = by_chance(0.02, Stall(), seed=6)
     proxy = run_with_faults(run, rule, read_timeout=1.0)
     assert set(proxy.injected) == {Stall()}
@@ -172,11 +194,11 @@ def test_a_store_that_stalls_costs_time_and_no_row(tmp_path: Path, s3_server: S3
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_what_passes_costs_no_row_of_many_while_runs_are_killed(
-    tmp_path: Path, s3_server: S3Server
+    tmp_path: Path, pictures: Pictures
 ) -> None:
-    run = S3Run(tmp_path, s3_server, LONG)
+    run = S3Run(tmp_path, pictures, LONG)
     rule = one_of(by_chance(0.05, *PASSING, seed=7), by_chance(0.005, Stall(), seed=8))
-    with FaultProxy(s3_server, rule, read_timeout=2.0) as proxy, proxy.in_environment():
+    with FaultProxy(pictures.server, rule, read_timeout=2.0) as proxy, proxy.in_environment():
         kill_and_finish(run, "group", count=6, seed=9)
     assert set(proxy.injected) == {*PASSING, Stall()}
 
@@ -185,10 +207,10 @@ def test_what_passes_costs_no_row_of_many_while_runs_are_killed(
     "expired", [EXPIRED, Error(400, "ExpiredToken")], ids=["status 403", "status 400"]
 )
 def test_expired_credentials_stop_the_run_and_renewed_ones_go_on(
-    tmp_path: Path, s3_server: S3Server, expired: Error
+    tmp_path: Path, pictures: Pictures, expired: Error
 ) -> None:
-    run = S3Run(tmp_path, s3_server, SHORT)
-    with FaultProxy(s3_server) as proxy, proxy.in_environment():
+    run = S3Run(tmp_path, pictures)
+    with FaultProxy(pictures.server) as proxy, proxy.in_environment():
         with run.start(checkpoint_rows=8) as command:
             until(lambda: len(run.log) >= 60, "60 answers")
             proxy.rule = lambda _request: expired
@@ -211,13 +233,15 @@ def test_expired_credentials_stop_the_run_and_renewed_ones_go_on(
 
 
 def test_an_image_that_is_refused_is_a_failed_row_and_no_reason_to_stop(
-    tmp_path: Path, s3_server: S3Server
+    tmp_path: Path, pictures: Pictures
 ) -> None:
     """One object alone is forbidden, one is gone: that says nothing about the others."""
-    run = S3Run(tmp_path, s3_server, 40)
-    s3_server.fs().rm_file(f"{run.bucket}/in/images/00011.png")
-    rule = where(lambda _request: Error(403, "AccessDenied"), key="images/00010.png")
-    with FaultProxy(s3_server, rule) as proxy, proxy.in_environment():
+    run = S3Run(tmp_path, pictures, 40)
+    rule = one_of(
+        where(lambda _request: Error(403, "AccessDenied"), key="images/00010.png"),
+        where(lambda _request: Error(404, "NoSuchKey"), key="images/00011.png"),
+    )
+    with FaultProxy(pictures.server, rule) as proxy, proxy.in_environment():
         ended = run.finish()
     assert ended.exit_code == 0, ended
     assert_adds_up(ended.json)
@@ -226,9 +250,9 @@ def test_an_image_that_is_refused_is_a_failed_row_and_no_reason_to_stop(
     assert_whole(run.fetch_output(), run.quiz.answers, ids=run.quiz.ids, failed=failed)
 
 
-def test_the_second_of_two_runs_stops(tmp_path: Path, s3_server: S3Server) -> None:
-    run = S3Run(tmp_path, s3_server, SHORT, delay=1.0)
-    with s3_server.in_environment():
+def test_the_second_of_two_runs_stops(tmp_path: Path, pictures: Pictures) -> None:
+    run = S3Run(tmp_path, pictures, delay=1.0)
+    with pictures.server.in_environment():
         with run.start() as first:
             until(lambda: len(run.log) >= 8, "8 answers")
             second = vlmbatch("run", *run._options)
@@ -241,9 +265,9 @@ def test_the_second_of_two_runs_stops(tmp_path: Path, s3_server: S3Server) -> No
         run.assert_done(run.finish())
 
 
-def test_of_two_runs_that_start_together_one_works(tmp_path: Path, s3_server: S3Server) -> None:
-    run = S3Run(tmp_path, s3_server, SHORT)
-    with s3_server.in_environment():
+def test_of_two_runs_that_start_together_one_works(tmp_path: Path, pictures: Pictures) -> None:
+    run = S3Run(tmp_path, pictures)
+    with pictures.server.in_environment():
         run._starts.append((0, set()))
         with Command("run", *run._options) as one, Command("run", *run._options) as other:
             ended = [one.wait(), other.wait()]
@@ -252,9 +276,9 @@ def test_of_two_runs_that_start_together_one_works(tmp_path: Path, s3_server: S3
     run.assert_done(next(each for each in ended if each.exit_code == 0))
 
 
-def test_status_and_a_finished_run_again(tmp_path: Path, s3_server: S3Server) -> None:
-    run = S3Run(tmp_path, s3_server, 40)
-    with s3_server.in_environment():
+def test_status_and_a_finished_run_again(tmp_path: Path, pictures: Pictures) -> None:
+    run = S3Run(tmp_path, pictures, 40)
+    with pictures.server.in_environment():
         assert run.finish().exit_code == 0
         status = vlmbatch("status", run.place, "--json")
         assert status.json["done"] == 40, status
