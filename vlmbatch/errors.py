@@ -10,6 +10,7 @@
     │   ├── OutputLocked          another run holds the output
     │   ├── EngineStartError      the engine cannot start here
     │   ├── EndpointError         the endpoint is gone, or does not let us in
+    │   ├── CredentialsRefused    a store of images does not let us in
     │   └── WorkerRefused         a worker does not see what the driver sees
     ├── EngineDead                the engine died under its worker; the worker ends, not the run
     └── RequestFailed             one request, or one row, failed: carries its Failure
@@ -108,6 +109,10 @@ class EngineStartError(RunStopped):
 
 class EndpointError(RunStopped):
     """The endpoint cannot be reached, has not answered for too long, or does not let us in."""
+
+
+class CredentialsRefused(RunStopped):
+    """The credentials for a store of images are missing, wrong or expired: no row's fault."""
 
 
 class WorkerRefused(RunStopped):
