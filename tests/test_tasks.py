@@ -17,6 +17,8 @@ from vlmbatch.tasks import MAX_PROMPT_CHARS, Ask, make_task, requests_of
 class Plain:
     """Words an ask so that a test sees all of it."""
 
+    stop = ("Next:",)
+
     def word(self, ask: Ask) -> str:
         return f"{ask.kind}|{ask.style}|{ask.question}|{','.join(ask.labels)}"
 
