@@ -58,6 +58,18 @@ def test_captions_and_ocr_ask_nothing_of_their_own():
     assert prompts(row(), TaskSpec(name="caption", style="detailed")) == ["caption|detailed|None|"]
 
 
+def test_an_answer_to_the_familys_own_words_ends_where_it_begins_another_turn():
+    tasks = [make_task(TaskSpec(name="caption")), make_task(TaskSpec(name="own", prompt="Go."))]
+    for stop, expected in (((), ("Next:",)), (("a", "Next:"), ("a", "Next:"))):
+        sampling = Sampling(seed=3, stop=stop)
+        caption, again, own, _ = requests_of(
+            row(), tasks, Plain(), system=None, sampling=sampling, num_samples=2
+        )
+        assert caption.sampling.stop == again.sampling.stop == expected
+        assert own.sampling == sampling
+        assert (caption.sampling.seed, again.sampling.seed) == (3, 4)
+
+
 def test_each_question_of_a_row_is_a_request():
     assert prompts(row(question="a?"), "vqa") == ["vqa|short|a?|"]
     assert prompts(row(questions=["a?", "b?"]), "vqa") == ["vqa|short|a?|", "vqa|short|b?|"]

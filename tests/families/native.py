@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,6 @@ def specs(family: Family) -> list[TaskSpec]:
 
 def lessons(native: Native, family: Family) -> list[tuple[Request, str]]:
     """Of every picture and task: the request as a run makes it, and the answer."""
-    from dataclasses import replace
-
     found = []
     tasks = [make_task(spec) for spec in specs(family)]
     for number, (size, colour) in enumerate(PICTURES.items()):
