@@ -70,6 +70,14 @@ def test_an_answer_to_the_familys_own_words_ends_where_it_begins_another_turn():
         assert (caption.sampling.seed, again.sampling.seed) == (3, 4)
 
 
+def test_two_families_end_answers_by_a_text():
+    stops = {name: family_for({}, name).stop for name in FAMILIES}
+    assert {name: stop for name, stop in stops.items() if stop} == {
+        "yi_vl": ("###",),
+        "deepseek_vl": ("User:",),
+    }
+
+
 def test_each_question_of_a_row_is_a_request():
     assert prompts(row(question="a?"), "vqa") == ["vqa|short|a?|"]
     assert prompts(row(questions=["a?", "b?"]), "vqa") == ["vqa|short|a?|", "vqa|short|b?|"]

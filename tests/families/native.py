@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,9 @@ def text_tokens(native: Native, model: Path, family: Family, request: Request) -
     return len(checkpoint._tokenizer(native.prompt(text))["input_ids"]) - placeholder
 
 
-def loaded(model: Path, memory: dict[Path, Any] = {}) -> Any:  # noqa: B006 (loaded once)
+@lru_cache(maxsize=1)
+def loaded(model: Path) -> Any:
     """The checkpoint as the engine loads it."""
     from vlmbatch.engines.transformers import _Source, load
 
-    if model not in memory:
-        memory.clear()
-        memory[model] = load(_Source(str(model), None, False), "float32", "cpu")
-    return memory[model]
+    return load(_Source(str(model), None, False), "float32", "cpu")
