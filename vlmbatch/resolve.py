@@ -298,6 +298,7 @@ def _ask(
         "system": job.system,
         "model": f"{model['label']} {model['revision']}".strip(),
         "family": asking.family.name,
+        "family_stop": list(asking.family.stop),
         "engine": job.engine.name,
         **asked_settings(job.engine),
         "lora": None if job.engine.lora is None else _content_of_lora(job.engine.lora),

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlmbatch.engines.base import Engine
 from vlmbatch.errors import UsageError
+from vlmbatch.families.base import Family
 from vlmbatch.grounding import Size
 from vlmbatch.job import EngineSpec, JobSpec
 from vlmbatch.models import DEMO, demo_path
@@ -34,6 +35,7 @@ ASKED_SETTINGS = ("dtype", "max_model_len", "quantization", "kv_cache_dtype", "i
 def make_engine(
     job: JobSpec,
     model: Mapping[str, Any],
+    family: Family,
     *,
     many_images: bool = False,
     image_size: Size | None = None,
@@ -70,6 +72,8 @@ def make_engine(
         batch_size=job.engine.batch_size,
         device=None,
         trust_remote_code=job.trust_remote_code,
+        frame=family.frame,
+        text_of=family.text_of,
     )
 
 

@@ -26,6 +26,20 @@ class Family(Protocol):
     """What ``word`` returns is the whole prompt, with IMAGE in it, for a model without a chat
     template; else it is the text of the user's turn, and the engine puts the image before it."""
 
+    @property
+    def frame(self) -> str | None:
+        """A whole prompt for checkpoints that lost their chat template: IMAGE and ``{text}``."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that begin another turn: an answer to one of the family's own prompts ends
+        before."""
+
+    @property
+    def text_of(self) -> Callable[[Sequence[str]], str] | None:
+        """Of an answer's tokens, as in the vocabulary, its text; for engines that have the tokens.
+        None: as the tokenizer decodes them."""
+
     def word(self, ask: Ask) -> str:
         """How the ask is put to the model; see ``raw``."""
 
@@ -112,7 +126,8 @@ class Chat:
     version = 1
     raw = False
     frame: str | None = None
-    """A whole prompt for checkpoints that lost their chat template: IMAGE and ``{text}``."""
+    stop: tuple[str, ...] = ()
+    text_of: Callable[[Sequence[str]], str] | None = None
 
     def word(self, ask: Ask) -> str:
         match ask.kind:

@@ -29,7 +29,9 @@ class YiVL(Chat):
     """Yi-VL; an answer ends at ``###``, where the next turn would begin."""
 
     name = "yi_vl"
+    version = 2
     raw = True
+    stop = (STOP,)
     space: Space = GridSpace(999)
 
     def word(self, ask: Ask) -> str:
