@@ -140,12 +140,11 @@ class Environment:
             venv.EnvBuilder(symlinks=True, with_pip=False).create(self.folder)
         self._complete.unlink(missing_ok=True)
         _lay_over(self.folder, parent_sites())
-        wanted, kept = self.folder / "requirements.txt", self.folder / "constraints.txt"
-        wanted.write_text("".join(f"{line}\n" for line in self.requirements))
+        kept = self.folder / "constraints.txt"
         kept.write_text("".join(f"{line}\n" for line in _constraints()))
         self.log.write_bytes(b"")
-        pip = [*("-m", "pip", "install", "--no-input", "--no-user", "--progress-bar=off")]
-        self._run([*pip, "-r", str(wanted), "-c", str(kept)], lock)
+        pip = ["-m", "pip", "install", "--no-input", "--no-user", "--progress-bar=off"]
+        self._run([*pip, "-c", str(kept), "--", *self.requirements], lock)
         self._run(["-c", _CHECK], lock)
         stamp = {
             "requirements": self.requirements,
@@ -263,5 +262,5 @@ def _locked(path: Path, waits: Callable[[], None]) -> Iterator[int]:
 def _reason(said: str) -> str:
     """The last error of a log, else its last line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith("error:")]
+    errors = [line for line in lines if re.match("error: (?!ResolutionImp)", line, re.IGNORECASE)]
     return next(iter([*errors[-1:], *lines[-1:]]), "it said nothing")[:300]

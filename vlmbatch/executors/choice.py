@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -86,7 +85,7 @@ def make_executor(
             gpus=usable_gpus() if _takes_gpus(job) else 0,
             gpus_per_worker=job.gpus_per_worker,
             share_cores=job.engine.name != "vllm",
-            python=environment.ensure(say).python if environment else sys.executable,
+            python=environment.ensure(say).python if environment else None,
         )
         return local, workers
     try:

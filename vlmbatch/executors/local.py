@@ -31,13 +31,14 @@ class LocalExecutor:
         gpus: int = 0,
         gpus_per_worker: int = 1,
         share_cores: bool = True,
-        python: str = sys.executable,
+        python: str | None = None,
     ) -> None:
         """``share_cores``: each worker is told how many threads are its share; an engine that
-        settles that for its own processes is not. ``python``: what runs a worker."""
+        settles that for its own processes is not. ``python``: what runs a worker, else what
+        runs this."""
         self.events: SimpleQueue[Event] = SimpleQueue()
         self._logs = logs
-        self._python = python
+        self._python = python or sys.executable
         self._slots = gpus // gpus_per_worker
         self._gpus_per_worker = gpus_per_worker
         self._workers: dict[str, _Process] = {}
