@@ -173,7 +173,7 @@ def test_another_ray_than_the_cluster_s_and_what_vlmbatch_cannot_take_are_refuse
         build("wants_other_ray")
     log = Environment(("wants_other_ray",)).log.read_text()
     assert f"The user requested (constraint) ray=={facts_of(())['ray']}" in log
-    with pytest.raises(RunStopped, match=r"no environment with pyarrow==1000\.0 can be built"):
+    with pytest.raises(RunStopped, match=r"pyarrow==1000\.0 can be built: \w+Error: "):
         build("pyarrow==1000.0")  # it is installed, and then no worker can be imported
 
 

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import site
@@ -163,6 +164,7 @@ class Environment:
         """Its Python does this, in its own folder. The lock is held until that has ended too: what
         outlives a killed build must not write into the next one."""
         with open(self.log, "ab") as log:
+            before = log.tell()
             ended = subprocess.run(
                 [self.python, *words],
                 cwd=self.folder,
@@ -174,7 +176,7 @@ class Environment:
             )
         if ended.returncode == 0:
             return
-        said = self.log.read_text(errors="replace")
+        said = self.log.read_bytes()[before:].decode(errors="replace")
         hint = f"the whole log is {self.log}"
         if _UNREACHABLE.search(said):
             hint = (
@@ -195,7 +197,7 @@ def facts_of(requirements: tuple[str, ...]) -> dict[str, str]:
     """What makes an environment another one."""
     return {
         "requirements": "\n".join(requirements),
-        "python": f"{sys.implementation.cache_tag} {sys.version}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
         "ray": metadata.version("ray"),
         "vlmbatch": f"{vlmbatch.__version__} {Path(vlmbatch.__file__).parent}",
         "beneath": sys.prefix,
