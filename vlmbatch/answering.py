@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from vlmbatch.engines.base import Engine
-from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage, failed
+from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage
 from vlmbatch.families import Family
 from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget
@@ -18,17 +18,15 @@ from vlmbatch.images.fetch import reference
 from vlmbatch.images.load import ImageLoader, Limits, Loader
 from vlmbatch.images.urls import ImageUrls
 from vlmbatch.job import JobSpec
+from vlmbatch.reading import CUT, read_answer
 from vlmbatch.records import Completion, Request, Result, Row
 from vlmbatch.resolve import Asking
 from vlmbatch.results.retry import FailedResults
-from vlmbatch.structure import fitting
 from vlmbatch.tasks import requests_of
 from vlmbatch.truncation import MORE_TRIES, sampling_after
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
-CUT = "length"
-"""The finish_reason of an answer that reached --max-tokens."""
 NOTHING_ASKED = Failure(ErrorCode.BAD_ROW, Stage.ROW, "nothing is asked about this row")
 CRASHED = Failure(
     ErrorCode.ENGINE_CRASH,
@@ -170,7 +168,7 @@ class Answering:
         if request.problem is not None:
             return self.requests.failed_result(row, request)
         result = _with_sizes(self.requests.bare_result(row, request), request)
-        again = MORE_TRIES if self._asking.on_truncation == "retry" else 0
+        again = MORE_TRIES if self._asking.reading.on_truncation == "retry" else 0
         while True:
             outcome, calls = await self._outcome_of(request)
             result = replace(result, attempts=result.attempts + calls)
@@ -210,15 +208,9 @@ class Answering:
 
     def _read(self, request: Request, result: Result) -> Result:
         """The result with what its completion says, or with why that is no answer."""
-        completion, structure = result.completion, request.structure
-        assert completion is not None
+        assert result.completion is not None
         try:
-            if completion.finish_reason == CUT and self._asking.on_truncation == "fail":
-                raise failed(ErrorCode.TRUNCATED, Stage.GENERATE, _how_cut(request, completion))
-            answer = self._asking.family.read(
-                request.kind, completion.text, labels=request.labels, image=request.images[0]
-            )
-            value = None if structure is None else fitting(answer.text or "", structure)
+            answer, value = read_answer(self._asking.reading, request, result.completion)
         except RequestFailed as error:
             return replace(result, failure=error.failure)
         return replace(result, answer=answer, json=value)
@@ -231,12 +223,6 @@ def _with_sizes(result: Result, request: Request) -> Result:
         return result
     given = Size(image.pixels.width, image.pixels.height)
     return replace(result, image_size=image.size, model_image_size=given)
-
-
-def _how_cut(request: Request, completion: Completion) -> str:
-    tokens = completion.completion_tokens
-    after = "" if tokens is None else f" after {tokens} tokens"
-    return f"the answer was cut{after} (--max-tokens {request.sampling.max_tokens})"
 
 
 def make_loader(job: JobSpec, family: Family, *, base: str, threads: Executor) -> Loader:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmbatch.engines import transformers_probe, vllm_probe
-from vlmbatch.families import ENTRIES, Entry, entry_named, family_for
+from vlmbatch.families import ENTRIES, Entry, entry_of
+from vlmbatch.families.own import installed_entries
 from vlmbatch.grounding import Size
 from vlmbatch.models import DEMO, resolve_model
 from vlmbatch.records import IMAGE, TaskKind
-from vlmbatch.tasks import Ask
+from vlmbatch.tasks import PLACEHOLDERS, Ask
 
 SIZES = (Size(640, 480), Size(1920, 1080))
 """Of which the image tokens are told."""
@@ -18,10 +19,7 @@ SIZES = (Size(640, 480), Size(1920, 1080))
 ASKS = {
     "caption": Ask(TaskKind.CAPTION),
     "caption, detailed": Ask(TaskKind.CAPTION, style="detailed"),
-    "vqa": Ask(TaskKind.VQA, question="{question}"),
-    "ground": Ask(TaskKind.GROUND, question="{phrase}", labels=("{phrase}",)),
-    "detect": Ask(TaskKind.DETECT, labels=("{label}", "{label}")),
-    "ocr": Ask(TaskKind.OCR),
+    **{str(kind): ask for kind, ask in PLACEHOLDERS.items()},
 }
 
 
@@ -39,7 +37,7 @@ def describe_families() -> list[dict[str, Any]]:
             "transformers": _types_in_transformers(entry),
             "note": entry.note,
         }
-        for entry in ENTRIES
+        for entry in (*installed_entries(), *ENTRIES)
     ]
 
 
@@ -50,14 +48,15 @@ def describe_model(name: str, family: str | None = None) -> dict[str, Any]:
     ``<image>`` stands where the image goes.
     """
     found = resolve_model(name, None)
-    chosen = family_for(found.config, family, name)
-    entry = entry_named(chosen.name)
+    entry = entry_of(found.config, name, family)
+    chosen = entry.make(found.config)
     return {
         "model": name,
         "path": found.path,
         "revision": found.revision,
         "family": chosen.name,
         "boxes": entry.boxes or "none",
+        "box_spaces": ", ".join(entry.box_spaces),
         "evidence": entry.evidence,
         "note": entry.note,
         "prompt_form": "whole" if chosen.raw else "chat template",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vlmbatch.batches.importing import Imported
     from vlmbatch.exports.openai_batch import Exported
     from vlmbatch.job import JobSpec
+    from vlmbatch.reparse import Reparsed
     from vlmbatch.summary import Summary
 
 
@@ -100,6 +101,7 @@ def main() -> None:
     vlmbatch run manifest.parquet --task caption     (again: it resumes)
     vlmbatch status OUTPUT
     vlmbatch retry OUTPUT
+    vlmbatch reparse OUTPUT
     """
 
 
@@ -244,7 +246,11 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
         type=click.Choice(["inline", "url"]),
         help="Images travel in the request, or as the manifest's URLs (openai). Default: inline.",
     ),
-    click.option("--family", help="Force a model family: how it is asked and read."),
+    click.option(
+        "--family",
+        metavar="NAME|FILE",
+        help="Force a model family: how it is asked and read. FILE.py: one of your own.",
+    ),
     click.option("--box-space", help="Another reading of the family's boxes: see vlmbatch models."),
     click.option("--max-tokens", type=int, help="Tokens per answer, at most. Default: 256."),
     click.option("--min-tokens", type=int, help="Tokens per answer, at least. Default: 0."),
@@ -379,6 +385,25 @@ def retry(
 
 @main.command()
 @click.argument("output")
+@click.option("--family", metavar="NAME|FILE", help="Whose parser reads. Default: as before.")
+@click.option("--box-space", help="As for run. Default: as before, the family's with --family.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@clean_errors
+def reparse(output: str, family: str | None, box_space: str | None, as_json: bool) -> None:
+    """Text, boxes and json of OUTPUT again from the raw answers, without a model.
+
+    For a better parser (of a newer vlmbatch, or another family's), and for boxes in the wrong
+    pixels. The next run goes on with it.
+    """
+    from vlmbatch.reparse import reparse as read_again
+
+    summary = read_again(output, family=family, box_space=box_space)
+    _tell(summary, as_json)
+    sys.exit(summary.exit_code)
+
+
+@main.command()
+@click.argument("output")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @clean_errors
 def status(output: str, as_json: bool) -> None:
@@ -391,13 +416,16 @@ def status(output: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("model", required=False)
+@click.option("--family", metavar="NAME|FILE", help="As for run.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @clean_errors
-def models(model: str | None, as_json: bool) -> None:
+def models(model: str | None, family: str | None, as_json: bool) -> None:
     """The model families that vlmbatch knows; with MODEL, how that model will be asked."""
     from vlmbatch.catalogue import describe_families, describe_model
 
-    found = describe_families() if model is None else describe_model(model)
+    if family is not None and model is None:
+        raise UsageError("--family is for one model: vlmbatch models MODEL --family ...")
+    found = describe_families() if model is None else describe_model(model, family)
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
         return
@@ -573,7 +601,7 @@ def _finish(summary: Summary, as_json: bool) -> None:
     sys.exit(summary.exit_code)
 
 
-def _tell(summary: Summary | Exported | Imported, as_json: bool) -> None:
+def _tell(summary: Summary | Exported | Imported | Reparsed, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
     else:

@@ -119,6 +119,38 @@ class ResizedSpace(Space):
         return (image.width / self.size.width, 0.0), (image.height / self.size.height, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class PixelSpace(Space):
+    """Pixels of the original image."""
+
+    def axes(self, image: Size) -> tuple[tuple[float, float], tuple[float, float]]:
+        return (1.0, 0.0), (1.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed(Space):
+    """Another space whose values come y before x: yxyx."""
+
+    space: Space
+
+    def to_pixels(self, box: Box, image: Size) -> Box | None:
+        return self.space.to_pixels(_transposed(box), image)
+
+    def from_pixels(self, box: Box, image: Size) -> Box:
+        return _transposed(self.space.from_pixels(box, image))
+
+    def point_to_pixels(self, point: Point, image: Size) -> Point | None:
+        return self.space.point_to_pixels(Point(point.label, point.y, point.x), image)
+
+    def point_from_pixels(self, point: Point, image: Size) -> Point:
+        own = self.space.point_from_pixels(point, image)
+        return Point(own.label, own.y, own.x)
+
+
+def _transposed(box: Box) -> Box:
+    return Box(box.label, box.y1, box.x1, box.y2, box.x2, box.score)
+
+
 def clip(box: Box, image: Size) -> Box | None:
     """The part of the box inside the image, corners sorted; None where that is empty."""
     x1, x2 = sorted((box.x1, box.x2))

@@ -161,7 +161,12 @@ class JobSpec(Section):
 
     model: str | None = Field(None, description="Hub id, local directory, or demo")
     revision: str | None = Field(None, description="commit, branch or tag of a Hub model")
-    family: str | None = Field(None, description="force a model family")
+    family: str | None = Field(
+        None, description="force a model family: its name, or the path of a family file (*.py)"
+    )
+    parser: str | None = Field(
+        None, description="family that reads the answers, if another one than asks"
+    )
     box_space: str | None = Field(None, description="another reading of the family's boxes")
     trust_remote_code: bool = False
     engine: EngineSpec = Field(default_factory=EngineSpec)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from vlmbatch.errors import UsageError
 from vlmbatch.intervals import Intervals
@@ -60,27 +63,49 @@ def reopened(folder: str, *, job: JobSpec | None = None) -> Iterator[Reopened]:
     """
     store = LocalStore(folder)
     run_file = existing_run_file(store)
+    check_read_through(store, run_file)
     manifest = open_manifest(run_file.spec.manifest, run_file.manifest)
     if manifest.identity != run_file.ask["manifest"]:
         raise UsageError(
             f"the manifest of {folder} changed since the run",
             hint="restore it; its rows are what the output is about",
         )
+
+    def asking(run_file: RunFile) -> Asking:
+        return asking_of(run_file.spec, manifest, run_file.model["config"])
+
+    with held(store, lambda run_file: asking(run_file).schema, job=job) as (output, run_file):
+        committed = output.view().committed
+        failed = FailedResults(output, set())
+        yield Reopened(output, run_file, manifest, asking(run_file), committed, failed)
+
+
+@contextmanager
+def held(
+    store: LocalStore, schema_of: Callable[[RunFile], pa.Schema], *, job: JobSpec | None = None
+) -> Iterator[tuple[Output, RunFile]]:
+    """Holds the output's lock, under a new epoch, and tidies up after a start that was killed."""
     store.make()
     with store.lock():
         run_file = existing_run_file(store)  # as it is now that it is ours
-        asking = asking_of(run_file.spec, manifest, run_file.model["config"])
-        output = Output(store, run_file.run, run_file.part_rows, asking.schema)
+        output = Output(store, run_file.run, run_file.part_rows, schema_of(run_file))
         epoch = max(run_file.epoch, output.view().epoch) + 1
         changes = {} if job is None else {"job": job.model_dump()}
         run_file = run_file.started_again(epoch=epoch, **changes)
         write_run_file(store, run_file)
         store.clean_tmp()
         output.delete_strays()
-        gather_all(output, whole_only=True)  # what a start that was killed left
-        committed = output.view().committed
-        failed = FailedResults(output, set())
-        yield Reopened(output, run_file, manifest, asking, committed, failed)
+        gather_all(output, whole_only=True)
+        yield output, run_file
+
+
+def check_read_through(store: LocalStore, run_file: RunFile) -> None:
+    """Raises UsageError where a ``reparse`` was cut short: half of the answers are read anew."""
+    if run_file.rereading:
+        raise UsageError(
+            f"a reparse of {store.folder} was cut short",
+            hint=f"finish it first: {shlex.join(['vlmbatch', 'reparse', str(store.folder)])}",
+        )
 
 
 def existing_run_file(

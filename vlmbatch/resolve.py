@@ -15,19 +15,23 @@ import pyarrow as pa
 from vlmbatch.engines import asked_settings, check_engine
 from vlmbatch.engines.choice import choose_engine
 from vlmbatch.errors import ManifestError, UsageError
-from vlmbatch.families import Family, entry_named, family_for
+from vlmbatch.families import ENTRIES, Entry, Family, entry_of, made
 from vlmbatch.families.base import BOX_TASKS
+from vlmbatch.families.own import is_file
 from vlmbatch.job import EngineSpec, JobSpec, SamplingSpec, TaskSpec
 from vlmbatch.manifest import Columns, Manifest
 from vlmbatch.manifest.columns import ASKED, choose_columns
 from vlmbatch.models import ModelNotFound, folder_fingerprint, resolve_model
+from vlmbatch.reading import Reading, read_half, reading_of
 from vlmbatch.records import Sampling, TaskKind
-from vlmbatch.results.schema import RESULT_SCHEMA, SCHEMA_VERSION, result_schema
+from vlmbatch.results.schema import RESULT_SCHEMA, result_schema
 from vlmbatch.run_file import RunFile
-from vlmbatch.tasks import Task, make_task, sampling_of
+from vlmbatch.tasks import PLACEHOLDERS, Ask, Task, make_task, sampling_of
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM-500M-Instruct"
 DEMO_ROWS = 1000
+GUESSED = ENTRIES[-1]
+"""The family of models that none was written for."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -37,13 +41,14 @@ class Asking:
 
     tasks: tuple[Task, ...]
     family: Family
+    """Words what is asked, and says how large the images are to be."""
+    reading: Reading
     columns: Columns
     carried: tuple[str, ...]
     schema: pa.Schema
     system: str | None
     sampling: Sampling
     num_samples: int
-    on_truncation: str
 
 
 @dataclass(frozen=True)
@@ -75,18 +80,19 @@ def asking_of(job: JobSpec, manifest: Manifest, config: Mapping[str, Any]) -> As
     columns = choose_columns(manifest.schema, job.columns, wanted, where=where)
     for task in tasks:
         _check_asked(task.spec, columns, where)
-    family = family_for(config, job.family, job.model or "", box_space=job.box_space)
-    _check_family(tasks, family.name)
+    entry = entry_of(config, job.model or "", job.family)
+    _check_family(tasks, entry)
+    reading = reading_of(job, config)
     return Asking(
         tasks,
-        family,
+        made(entry, config) if job.parser else reading.family,
+        reading,
         columns,
         tuple(carried),
         result_schema([manifest.schema.field(name) for name in carried]),
         job.system,
         sampling_of(job.sampling),
         job.sampling.num_samples,
-        job.sampling.on_truncation,
     )
 
 
@@ -111,14 +117,28 @@ def resolve(job: JobSpec, manifest: Manifest, stored: RunFile | None) -> Resolve
             hint="leave --gpus-per-worker out, and give --workers instead",
         )
     asking = asking_of(job, manifest, model["config"])
-    job = job.model_copy(update={"family": asking.family.name})
+    family = path.abspath(job.family) if job.family and is_file(job.family) else asking.family.name
+    job = job.model_copy(update={"family": family})
     if job.trust_remote_code and model["hub"] and not pinned:
         raise UsageError(
             "--trust-remote-code runs code from the Hub, and no --revision pins it to a commit",
             hint=f"after reading that code, pin it: --revision {model['revision']}",
         )
+    if asking.family.name == GUESSED.name and job.engine.name != "echo":
+        notes.append(_about_guess(model["config"]))
+        if job.box_space is None and any(task.kind in BOX_TASKS for task in asking.tasks):
+            warnings.append(
+                f"that boxes come as {asking.family.name} reads them (0 to 1000) is a guess: look "
+                "at some of them; `vlmbatch reparse OUTPUT --box-space ...` mends them without the "
+                f"model (it knows {', '.join(GUESSED.box_spaces)})"
+            )
     return Resolved(
-        job, model, _ask(job, manifest, model), _read(asking, job.box_space), warnings, notes
+        job,
+        model,
+        _ask(job, manifest, model, asking),
+        read_half(job, asking.reading),
+        warnings,
+        notes,
     )
 
 
@@ -132,8 +152,9 @@ def _as_before(job: JobSpec, stored: RunFile) -> JobSpec:
             changes["revision"] = before.revision
     elif job.model == before.model and "revision" not in given:
         changes["revision"] = before.revision
-    if "box_space" not in given:
-        changes["box_space"] = before.box_space
+    for name in ("box_space", "parser"):
+        if name not in given:
+            changes[name] = getattr(before, name)
     if "family" not in given and changes.get("model", job.model) == before.model:
         changes["family"] = before.family
     engine = {
@@ -266,7 +287,9 @@ def _with_endpoint(job: JobSpec, *, fresh: bool) -> tuple[JobSpec, dict[str, Any
     return job.model_copy(update={"model": name, "engine": engine}), model
 
 
-def _ask(job: JobSpec, manifest: Manifest, model: Mapping[str, Any]) -> dict[str, Any]:
+def _ask(
+    job: JobSpec, manifest: Manifest, model: Mapping[str, Any], asking: Asking
+) -> dict[str, Any]:
     """What the model is given. A resume with any difference is refused, field by field."""
     ask: dict[str, Any] = {
         "manifest": manifest.identity,
@@ -274,16 +297,19 @@ def _ask(job: JobSpec, manifest: Manifest, model: Mapping[str, Any]) -> dict[str
         "carry": sorted(job.carry),
         "system": job.system,
         "model": f"{model['label']} {model['revision']}".strip(),
+        "family": asking.family.name,
         "engine": job.engine.name,
         **asked_settings(job.engine),
         "lora": None if job.engine.lora is None else _content_of_lora(job.engine.lora),
         "max_image_pixels": job.max_image_pixels,
         "max_image_bytes": job.max_image_bytes,
     }
-    for task in job.tasks:
-        for key, value in task.model_dump().items():
+    for spec in job.tasks:
+        for key, value in spec.model_dump().items():
             if key != "name":
-                ask[f"tasks.{task.name}.{key}"] = value
+                ask[f"tasks.{spec.name}.{key}"] = value
+    for task in asking.tasks:
+        ask[f"tasks.{task.name}.words"] = _words_of(task, asking.family)
     ask["tasks"] = [task.name for task in job.tasks]
     for key, value in job.sampling.model_dump().items():
         ask[f"sampling.{key}"] = value
@@ -296,14 +322,17 @@ def _content_of_lora(folder: str) -> str:
     return folder_fingerprint(Path(folder))
 
 
-def _read(asking: Asking, box_space: str | None) -> dict[str, Any]:
-    family = asking.family
-    return {
-        "family": family.name,
-        "family_version": family.version,
-        "box_space": box_space,
-        "schema": SCHEMA_VERSION,
-    }
+def _words_of(task: Task, family: Family) -> str | None:
+    """How the family words it; None where the task has a prompt of its own."""
+    if task.template is not None or task.kind is TaskKind.TEXT:
+        return None
+    return family.word(PLACEHOLDERS.get(task.kind) or Ask(task.kind, style=task.spec.style))
+
+
+def _about_guess(config: Mapping[str, Any]) -> str:
+    kind = config.get("model_type")
+    what = f"models of the type {kind!r} are" if kind else "this model is"
+    return f"family {GUESSED.name}: {what} unknown to vlmbatch, and asked in plain words"
 
 
 def _no_task_twice(tasks: Sequence[Task]) -> None:
@@ -337,9 +366,9 @@ def _check_structures(tasks: Sequence[Task], engine: str) -> None:
         )
 
 
-def _check_family(tasks: Sequence[Task], name: str) -> None:
+def _check_family(tasks: Sequence[Task], entry: Entry) -> None:
     """A family is asked only what its models can answer; a prompt of one's own is any text."""
-    has = frozenset(entry_named(name).tasks)
+    has = frozenset(entry.tasks)
     for task in tasks:
         boxes = task.kind in BOX_TASKS
         own_words = task.template is not None and (not boxes or not has.isdisjoint(BOX_TASKS))
@@ -347,7 +376,7 @@ def _check_family(tasks: Sequence[Task], name: str) -> None:
             continue
         what = "boxes as JSON" if boxes else "it in plain words"
         raise UsageError(
-            f"-t {task.name} is nothing that models of the family {name!r} were trained for "
+            f"-t {task.name} is nothing that models of the family {entry.name!r} were trained for "
             f"(they have: {', '.join(kind for kind in TaskKind if kind in has)})",
             hint=f"another model, or --family generic, which asks any model for {what}",
         )

@@ -20,7 +20,7 @@ from vlmbatch.job import JobSpec, check_same_ask
 from vlmbatch.manifest import Manifest, open_manifest
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
-from vlmbatch.reopen import existing_run_file, reopened
+from vlmbatch.reopen import check_read_through, existing_run_file, reopened
 from vlmbatch.resolve import Resolved, asking_of, resolve
 from vlmbatch.results.files import is_part_name, list_shards
 from vlmbatch.results.gathering import gather_all
@@ -250,6 +250,7 @@ def _begun(store: LocalStore) -> RunFile | None:
     if stored is None:
         return None
     parts = any(is_part_name(path.name) for path in store.folder.iterdir())
+    check_read_through(store, stored)
     state = (store.read_json(store.ours / "status.json") or {}).get("state")
     return stored if parts or state == "prepared" or list_shards(store) else None
 
@@ -304,12 +305,14 @@ def _check_same(
     check_same_ask(stored.ask, resolved.ask, retry_with=_elsewhere(command, store.folder))
     changed = [key for key, now_is in resolved.read.items() if stored.read.get(key) != now_is]
     if changed:
+        again = ["vlmbatch", "reparse", str(store.folder)]
         raise FingerprintMismatch(
             "this output's answers were read in another way: "
             + ", ".join(
                 f"{key} was {stored.read.get(key)!r}, now {resolved.read[key]!r}" for key in changed
             ),
-            hint="go on with the version of vlmbatch, and the --family, that began it",
+            hint=f"read them anew: {shlex.join(again)}; or leave --family and --box-space out, to "
+            "go on as before",
         )
     if stored.part_rows != resolved.job.part_rows:
         raise FingerprintMismatch(f"this output has {stored.part_rows} rows per part")

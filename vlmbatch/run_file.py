@@ -26,7 +26,7 @@ class RunFile:
     ask: dict[str, Any]
     """What the model was given; another ask refuses the resume."""
     read: dict[str, Any]
-    """How answers are read; another way of reading refuses the resume too."""
+    """How answers are read; another way of reading refuses the resume too. ``reparse`` sets it."""
     model: dict[str, Any]
     """label, path, revision, config of the resolved model."""
     job: dict[str, Any]
@@ -35,6 +35,8 @@ class RunFile:
     """Driver starts so far."""
     versions: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    rereading: bool = False
+    """A ``reparse`` has begun and not ended: some answers are read as ``read`` says, some not."""
 
     @property
     def spec(self) -> JobSpec:

@@ -33,6 +33,15 @@ class Ask:
     """The labels of a detect ask, the one phrase of a ground ask."""
 
 
+PLACEHOLDERS = {
+    TaskKind.VQA: Ask(TaskKind.VQA, question="{question}"),
+    TaskKind.GROUND: Ask(TaskKind.GROUND, question="{phrase}", labels=("{phrase}",)),
+    TaskKind.DETECT: Ask(TaskKind.DETECT, labels=("{label}", "{label}")),
+    TaskKind.OCR: Ask(TaskKind.OCR),
+}
+"""Asks about no row, to show how a family words them; a caption's has only its style."""
+
+
 class Wording(Protocol):
     """The half of a family that tasks need."""
 

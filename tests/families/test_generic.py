@@ -54,7 +54,9 @@ def test_a_box_without_a_label_has_that_of_the_phrase_and_never_its_neighbours()
     boxes = [{"bbox_2d": [edge, edge, 5, 5]} for edge in (0, 1, 2)]
     text = json.dumps([boxes[0], {**boxes[1], "label": "b"}, boxes[2]])
     assert [b.label for b in read(TaskKind.GROUND, text, SQUARE, "x").boxes] == ["x", "b", "x"]
-    assert [b.label for b in read(TaskKind.DETECT, text, SQUARE, "x").boxes] == ["", "b", ""]
+    assert [b.label for b in read(TaskKind.DETECT, text, SQUARE, "x").boxes] == ["x", "b", "x"]
+    found = read(TaskKind.DETECT, text, SQUARE, "x", "y").boxes
+    assert [b.label for b in found] == ["", "b", ""]
 
 
 def test_an_answer_that_was_cut_off_keeps_its_whole_boxes():
@@ -156,11 +158,39 @@ def test_idefics3_never_sees_more_than_four_tiles_along_an_edge(size, tile):
 
 
 @pytest.mark.parametrize("name", ["generic", "idefics3"])
-def test_what_is_asked_is_in_the_prompt(name):
+def test_texts_are_asked_for_in_plain_words(name):
     family = family_for({}, name)
     assert family.word(Ask(TaskKind.VQA, question="why?")) == "why?"
-    assert "the red dot" in family.word(Ask(TaskKind.GROUND, question="the red dot"))
-    detect = family.word(Ask(TaskKind.DETECT, labels=("cat", "dog")))
+    assert family.word(Ask(TaskKind.CAPTION)) != family.word(Ask(TaskKind.CAPTION, "detailed"))
+
+
+def test_boxes_are_asked_for_by_phrase_or_labels():
+    assert "the red dot" in GENERIC.word(Ask(TaskKind.GROUND, question="the red dot"))
+    detect = GENERIC.word(Ask(TaskKind.DETECT, labels=("cat", "dog")))
     assert "cat, dog" in detect
     assert '"bbox_2d"' in detect
-    assert family.word(Ask(TaskKind.CAPTION)) != family.word(Ask(TaskKind.CAPTION, "detailed"))
+
+
+@pytest.mark.parametrize(
+    ("space", "numbers"),
+    [
+        ("0-1000", [250, 500, 500, 750]),
+        ("0-1000-yxyx", [500, 250, 750, 500]),
+        ("0-999", [249.75, 499.5, 499.5, 749.25]),
+        ("0-100", [25, 50, 50, 75]),
+        ("0-1", [0.25, 0.5, 0.5, 0.75]),
+        ("pixels", [100, 100, 200, 150]),
+    ],
+)
+def test_its_guess_of_the_box_space_can_be_mended(space, numbers):
+    family = family_for({}, "generic", box_space=space)
+    text = json.dumps({"bbox_2d": numbers, "label": "a"})
+    (box,) = family.read(TaskKind.DETECT, text, labels=(), image=upright(Size(400, 200))).boxes
+    assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((100, 100, 200, 150))
+    (point,) = family.read(
+        TaskKind.GROUND,
+        json.dumps({"point_2d": numbers[:2]}),
+        labels=("a",),
+        image=upright(Size(400, 200)),
+    ).points
+    assert (point.x, point.y) == pytest.approx((100, 100))

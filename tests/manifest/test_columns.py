@@ -7,8 +7,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from vlmbatch.errors import ManifestError
-from vlmbatch.manifest.columns import Columns, choose_columns, default_id, row_of, without_secrets
+from vlmbatch.manifest.columns import Columns, choose_columns, default_id, row_of
 from vlmbatch.records import ImageRef
+from vlmbatch.storage import without_secrets
 
 HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

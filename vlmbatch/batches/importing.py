@@ -172,8 +172,8 @@ async def _second_answers(
 def _answering(opened: Reopened, lines: dict[tuple[int, int], Line], *, again: bool) -> Answering:
     """The way of a run's rows, with the row's lines in place of the engine and of its images."""
     asking = opened.asking
-    if asking.on_truncation == "retry":  # nobody is there to be asked again
-        asking = replace(asking, on_truncation="keep")
+    if asking.reading.on_truncation == "retry":  # nobody is there to be asked again
+        asking = replace(asking, reading=replace(asking.reading, on_truncation="keep"))
     size = next(iter(lines.values())).id.size
     loader: Loader = ImageUrls()
     if size is not None:

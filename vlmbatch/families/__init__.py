@@ -33,8 +33,9 @@ from vlmbatch.families import (
     yi_vl,
 )
 from vlmbatch.families.base import Entry, Family
+from vlmbatch.families.own import entry_in_file, installed_entries
 
-__all__ = ["ENTRIES", "FAMILIES", "Entry", "Family", "entry_named", "family_for"]
+__all__ = ["ENTRIES", "FAMILIES", "Entry", "Family", "entry_named", "entry_of", "family_for"]
 
 _MODULES = (
     demo,
@@ -81,7 +82,11 @@ def family_for(
     ``model_id`` is the Hub id or folder of the model, ``box_space`` another reading of its boxes.
     Raises UsageError for a name or a reading that is not known.
     """
-    entry = entry_named(name) if name else entry_of(config, model_id)
+    return made(entry_of(config, model_id, name), config, box_space)
+
+
+def made(entry: Entry, config: Mapping[str, Any], box_space: str | None = None) -> Family:
+    """The entry's family for a model. Raises UsageError for a reading that it does not have."""
     family = entry.make(config)
     if box_space is not None:
         if box_space not in entry.box_spaces:
@@ -94,16 +99,30 @@ def family_for(
     return family
 
 
-def entry_named(name: str) -> Entry:
-    for entry in ENTRIES:
-        if entry.name == name:
-            return entry
-    raise UsageError(f"unknown family {name!r}", hint=f"known: {', '.join(FAMILIES)}")
-
-
-def entry_of(config: Mapping[str, Any], model_id: str = "") -> Entry:
-    """The first that matches; the last, generic, takes any model."""
+def entry_of(config: Mapping[str, Any], model_id: str = "", name: str | None = None) -> Entry:
+    """The one of this name, if any; else the first that matches, installed packages' before ours.
+    The last, generic, takes any model."""
+    if name is not None:
+        return entry_named(name)
     if "vlmbatch_family" in config:
         return entry_named(str(config["vlmbatch_family"]))
     last_part = model_id.rstrip("/").rpartition("/")[2].lower()
-    return next(entry for entry in ENTRIES if entry.matches(config, last_part))
+    entries = (*installed_entries(), *ENTRIES)
+    return next(entry for entry in entries if entry.matches(config, last_part))
+
+
+def entry_named(name: str) -> Entry:
+    """``name``: a family's, or the path of a file that defines one (``*.py``), which is executed.
+
+    Raises UsageError where there is none, or the file is broken.
+    """
+    if name.endswith(".py"):
+        return entry_in_file(name)
+    for entry in (*ENTRIES, *installed_entries()):
+        if entry.name == name:
+            return entry
+    known = (*FAMILIES, *(entry.name for entry in installed_entries()))
+    raise UsageError(
+        f"unknown family {name!r}",
+        hint=f"known: {', '.join(known)}, or the path of a family file (*.py)",
+    )

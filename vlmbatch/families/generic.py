@@ -1,25 +1,16 @@
 """Any model with a chat template: plain prompts, and boxes as JSON from 0 to 1000.
 
 The box convention is a guess of the runner's for models that it does not know; many recent models
-were trained on it.
+were trained on it. Where another one holds, ``--box-space`` says which.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from vlmbatch.families.base import (
-    ALL_TASKS,
-    Chat,
-    Entry,
-    answered,
-    in_pixels,
-    steps_of,
-)
-from vlmbatch.families.json_boxes import words_for_json
-from vlmbatch.grounding import Box, GridSpace
+from vlmbatch.families.base import ALL_TASKS, Chat, Entry
+from vlmbatch.families.json_boxes import on_grid, read_json, words_for_json, write_json
+from vlmbatch.grounding import Box, GridSpace, PixelSpace, Space, Transposed
 from vlmbatch.records import Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
@@ -27,17 +18,24 @@ _JSON_FORM = (
     'Answer with JSON only: [{"bbox_2d": [x1, y1, x2, y2], "label": "..."}], '
     "coordinates from 0 to 1000, or [] if there is none."
 )
-_NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*"
-_BOX = re.compile(rf'"bbox_2d"\s*:\s*\[(?:\s*\[)?{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]')
-_LABEL = re.compile(r'"label"\s*:\s*("(?:[^"\\]|\\.){0,200}")')
+
+SPACES: dict[str, Space] = {
+    "0-1000": GridSpace(1000),
+    "0-1000-yxyx": Transposed(GridSpace(1000)),
+    "0-999": GridSpace(999),
+    "0-100": GridSpace(100),
+    "0-1": GridSpace(1),
+    "pixels": PixelSpace(),
+}
+"""The readings that ``--box-space`` offers, the guess first; ``pixels``: of the original image."""
 
 
 class Generic(Chat):
     """The fallback family."""
 
     name = "generic"
-    version = 2
-    space = GridSpace(1000)
+    version = 3
+    space: Space = SPACES["0-1000"]
 
     def word_boxes(self, ask: Ask) -> str:
         return words_for_json(ask, _JSON_FORM)
@@ -45,42 +43,10 @@ class Generic(Chat):
     def read_boxes(
         self, kind: TaskKind, text: str, labels: tuple[str, ...], image: LoadedImage
     ) -> Answer:
-        text = answered(text)
-        default = labels[0] if kind is TaskKind.GROUND and labels else ""
-        return in_pixels(json_boxes(text, default), text, self.space, image)
+        return read_json(kind, text, labels, self.space, image)
 
     def write(self, boxes: Sequence[Box], *, image: LoadedImage) -> str:
-        items = []
-        for box in boxes:
-            b = self.space.from_pixels(box, image.size)
-            x1, x2 = steps_of(b.x1, b.x2, 1000)
-            y1, y2 = steps_of(b.y1, b.y2, 1000)
-            items.append({"bbox_2d": [x1, y1, x2, y2], "label": box.label})
-        return json.dumps(items, ensure_ascii=False)
-
-
-def json_boxes(text: str, default: str) -> Iterator[Box]:
-    """The objects with ``bbox_2d``, also of JSON that was cut off or stands between other text."""
-    matches = list(_BOX.finditer(text))
-    ends = [0, *(match.end() for match in matches)]
-    starts = [*(match.start() for match in matches), len(text)]
-    for i, match in enumerate(matches):
-        label = _label_of(text[ends[i] : starts[i]], text[ends[i + 1] : starts[i + 1]])
-        x1, y1, x2, y2 = (float(number) for number in match.groups())
-        yield Box(default if label is None else label, x1, y1, x2, y2)
-
-
-def _label_of(before: str, after: str) -> str | None:
-    """The label in the box's own object: what stands around the box, up to the next boxes."""
-    label = _LABEL.search(after)
-    if label is None or "}" in after[: label.start()]:
-        *_, label = [None, *_LABEL.finditer(before)]
-        if label is None or "}" in before[label.end() :]:
-            return None
-    try:
-        return str(json.loads(label[1], strict=False))
-    except ValueError:  # an escape that JSON does not have
-        return label[1][1:-1]
+        return write_json(on_grid(GridSpace(1000).from_pixels(b, image.size), 1000) for b in boxes)
 
 
 ENTRIES = (
@@ -92,5 +58,7 @@ ENTRIES = (
         evidence="unverified",
         matches=lambda config, model_id: True,
         make=lambda config: Generic(),
+        box_spaces=SPACES,
+        note="where the model has another convention, --box-space says which",
     ),
 )

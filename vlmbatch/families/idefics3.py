@@ -1,4 +1,4 @@
-"""SmolVLM, SmolVLM2 and Idefics3: plain prompts; grounding was not trained, so boxes are a guess.
+"""SmolVLM, SmolVLM2 and Idefics3: plain prompts, texts only; grounding was not trained.
 
 The processor resizes the long edge to four tiles and cuts the picture into tiles, beside the whole
 of it as one more; so a larger picture holds nothing that the model sees. Tiles are 364 (Idefics3),
@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from vlmbatch.families.base import ALL_TASKS, Entry, whole
-from vlmbatch.families.generic import Generic
+from vlmbatch.families.base import TEXT_TASKS, Chat, Entry, whole
 from vlmbatch.families.sizes import shrink_to_edge
 from vlmbatch.grounding import Size
 
 
-class Idefics3(Generic):
+class Idefics3(Chat):
     """A tile is ``side`` pixels and ``tokens`` tokens."""
 
     name = "idefics3"
@@ -58,9 +57,9 @@ ENTRIES = (
             "HuggingFaceTB/SmolVLM2-*",
             "HuggingFaceM4/Idefics3-8B-Llama3",
         ),
-        tasks=ALL_TASKS,
-        boxes="JSON, bbox_2d, 0 to 1000 (a guess: not trained)",
-        evidence="unverified",
+        tasks=TEXT_TASKS,
+        boxes="",
+        evidence="documented",
         matches=lambda config, model_id: config.get("model_type") in ("idefics3", "smolvlm"),
         make=_make,
     ),

@@ -16,10 +16,9 @@ from urllib.parse import unquote_to_bytes
 
 from vlmbatch.errors import ErrorCode, RequestFailed, Stage, failed
 from vlmbatch.records import ImageRef
+from vlmbatch.storage import scheme_of, without_secrets
 
 _NEVER_A_FILE = (errno.ENAMETOOLONG, errno.ELOOP)
-_SCHEME = re.compile(r"(file|data)(?=:)|[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
-_USER_INFO = re.compile(r"(?<=//)[^/?#]*@")
 _MEDIA_TYPE = re.compile(r"data:([a-z]+/[a-z0-9.+-]{1,60}(?=[;,]))?", re.IGNORECASE)
 
 
@@ -47,7 +46,7 @@ def locate(ref: ImageRef, *, base: str, max_bytes: int) -> Source:
     elif not ref.uri:
         raise _failed(ErrorCode.IMAGE_MISSING, "the row names no image")
     else:
-        source = _by_scheme(ref.uri, base=base, max_bytes=max_bytes)
+        source = _byscheme_of(ref.uri, base=base, max_bytes=max_bytes)
     if source.size == 0:
         raise _failed(ErrorCode.IMAGE_UNREADABLE, f"empty (0 bytes): {source.name}")
     if source.size > max_bytes:
@@ -72,21 +71,18 @@ def reference(ref: ImageRef) -> str | None:
     """
     if not ref.uri:
         return None
-    scheme = _scheme(ref.uri)
-    if scheme is None:
-        return ref.uri
-    if scheme == "data":
+    if scheme_of(ref.uri) == "data":
         media_type = _MEDIA_TYPE.match(ref.uri)
         return media_type.group() if media_type else "data:"
-    return _USER_INFO.sub("", ref.uri.partition("?")[0])
+    return without_secrets(ref.uri)
 
 
-def _by_scheme(uri: str, *, base: str, max_bytes: int) -> Source:
+def _byscheme_of(uri: str, *, base: str, max_bytes: int) -> Source:
     """The dispatch: a further kind of store is a further case here."""
-    if _scheme(uri) is None and _scheme(base) is not None and not os.path.isabs(uri):
+    if scheme_of(uri) is None and scheme_of(base) is not None and not os.path.isabs(uri):
         uri = f"{base.rstrip('/')}/{uri}"
     name = reference(ImageRef(uri=uri)) or uri
-    match _scheme(uri):
+    match scheme_of(uri):
         case None:
             return _local(name, uri, base)
         case "file":
@@ -101,14 +97,8 @@ def _by_scheme(uri: str, *, base: str, max_bytes: int) -> Source:
             )
 
 
-def _scheme(uri: str) -> str | None:
-    """Lower case; None for a path. ``scan:12.png`` is a path, for want of ``//``."""
-    match = _SCHEME.match(uri)
-    return match.group().lower() if match else None
-
-
 def _local(name: str, path: str, base: str) -> Source:
-    if _scheme(base) is not None:
+    if scheme_of(base) is not None:
         message = f"a manifest in {reference(ImageRef(uri=base))} may not name local files: {name}"
         raise _failed(ErrorCode.IMAGE_FORBIDDEN, message)
     path = os.path.join(base, path)

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import xxhash
 
 from vlmbatch.errors import ManifestError
 from vlmbatch.records import ImageRef, Row
+from vlmbatch.storage import without_secrets
 
 ASKED = ("question", "questions", "phrase", "labels")
 """Columns that say what to ask about a row; they are part of a row's default id."""
@@ -123,19 +123,6 @@ def default_id(images: Iterable[ImageRef], fields: Mapping[str, Any]) -> str:
             if item is not None:
                 add(str(item).encode())
     return digest.hexdigest()
-
-
-def without_secrets(uri: str) -> str:
-    """The URI without user info and query; a plain path as it is; a data: URI without its data."""
-    if uri[:5].lower() == "data:":
-        return uri.partition(",")[0]
-    if "://" not in uri:
-        return uri
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        return uri.partition("?")[0]
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _images_of(value: Any) -> tuple[tuple[ImageRef, ...], str | None]:

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from vlmbatch.errors import ManifestError
-from vlmbatch.manifest.columns import Columns, row_of, without_secrets
+from vlmbatch.manifest.columns import Columns, row_of
 from vlmbatch.records import Range, Row
+from vlmbatch.storage import without_secrets
 
 BUFFER_BYTES = 8 * 2**20
 BATCH_BYTES = 4 * 2**20

@@ -55,10 +55,5 @@ def gather_all(output: Output, *, whole_only: bool) -> None:
     ``whole_only``: not yet those that lack rows at their end, unless they have been written before.
     """
     view = output.view()
-    committed = view.committed
     for number in view.numbers(output.part_rows):
-        window = output.part_range(number)
-        inside = committed.within(window)
-        gapless = len(inside) == 1 and inside[0].first == window.first
-        if gapless and (not whole_only or number in view.parts or inside[0] == window):
-            output.gather(number, view)
+        output.gather_if_gapless(number, whole_only=whole_only, view=view)

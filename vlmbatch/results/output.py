@@ -81,6 +81,18 @@ class Output:
             self.store.delete(shard.path)
         return part if fresh else None
 
+    def gather_if_gapless(self, number: int, *, whole_only: bool, view: View | None = None) -> None:
+        """``gather``, where the part's rows are committed without a gap; the last may be short.
+
+        ``whole_only``: not yet where rows lack at its end, unless it has been written before.
+        """
+        view = self.view() if view is None else view
+        window = self.part_range(number)
+        inside = view.committed.within(window)
+        gapless = len(inside) == 1 and inside[0].first == window.first
+        if gapless and (not whole_only or number in view.parts or inside[0] == window):
+            self.gather(number, view)
+
     def delete_strays(self) -> None:
         """Delete shards and parts of other runs. Only the holder of the lock may."""
         for file in [*list_shards(self.store), *list_parts(self.store)]:
@@ -126,6 +138,14 @@ class Output:
                     counting.add(batch)
                 total.add(counting.counts)
         return total
+
+
+def schema_of(store: LocalStore) -> pa.Schema | None:
+    """The columns of the results that are there; None where there are none."""
+    for file in [*list_parts(store), *list_shards(store)]:
+        for batch in file.batches():
+            return batch.schema.remove_metadata()
+    return None
 
 
 @dataclass(frozen=True)

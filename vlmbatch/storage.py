@@ -1,0 +1,186 @@
+"""Files wherever they are: local paths and the object stores that fsspec knows, in our words.
+
+Credentials, endpoints and timeouts come from the environment of each process: the store's own
+variables (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...) and fsspec's (``FSSPEC_S3=...``); never
+from a job.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from vlmbatch.errors import UsageError
+
+_SCHEME = re.compile(r"(?:file|data)(?=:)|[a-z][a-z0-9+.-]*(?=://|::)", re.IGNORECASE)
+_CHAINED = re.compile(r"::(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}
+EXTRAS |= {"abfss": "azure", "adl": "azure", "hf": "hub"}
+"""Which extra of this package brings the library of a scheme."""
+
+
+def scheme_of(uri: str) -> str | None:
+    """Lower case; None for a path. ``scan:12.png`` is a path, for want of ``//``."""
+    match = _SCHEME.match(uri)
+    return match.group().lower() if match else None
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a path or a ``file:`` URI."""
+    return scheme_of(uri) in (None, "file")
+
+
+def without_secrets(uri: str) -> str:
+    """The URI without user info and query; a plain path as it is; a data: URI without its data.
+
+    ``abfs://container@account...`` keeps its container, which is no secret.
+    """
+    scheme = scheme_of(uri)
+    if scheme == "data":
+        return uri.partition(",")[0]
+    if scheme is None or "://" not in uri:
+        return uri
+    if chained := _CHAINED.search(uri):  # zip://member::https://user:key@host/file.zip?signature
+        return f"{uri[: chained.end()]}{without_secrets(uri[chained.end() :])}"
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return uri.partition("?")[0]
+    host = parts.netloc if EXTRAS.get(scheme) == "azure" else parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def filesystem_of(uri: str) -> tuple[Any, str]:
+    """(the fsspec filesystem of a URI, the path in it). Listings are never cached.
+
+    Raises UsageError for a scheme that nothing here reads.
+    """
+    import fsspec
+
+    scheme = scheme_of(uri) or "file"
+    try:
+        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    except ImportError as error:
+        extra = EXTRAS.get(scheme)
+        raise UsageError(
+            f"{scheme}: needs a library that is not installed ({error})",
+            hint=f"pip install 'vlmbatch[{extra}]'" if extra else "install it beside vlmbatch",
+        ) from None
+    except ValueError as error:
+        raise UsageError(
+            f"nothing here reads {scheme}: {without_secrets(uri)} ({error})",
+            hint="local paths, s3:, gs:, az:, hf: and https: can be read",
+        ) from None
+    return fs, path
+
+
+class Trouble(StrEnum):
+    """What an error of a store means to the one who asked."""
+
+    MISSING = "missing"
+    FORBIDDEN = "forbidden"
+    CREDENTIALS = "credentials"
+    """They are missing, wrong or expired: nothing else will work either."""
+    BUSY = "busy"
+    """Throttled, or an error of the server's: later it may work."""
+    EXISTS = "exists"
+    """A conditional write found that something is there."""
+    OTHER = "other"
+
+
+_BY_CODE = {
+    **dict.fromkeys(("NoSuchKey", "NoSuchBucket", "404", "NotFound"), Trouble.MISSING),
+    **dict.fromkeys(("AccessDenied", "AllAccessDisabled", "403", "Forbidden"), Trouble.FORBIDDEN),
+    **dict.fromkeys(
+        (
+            *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"),
+            *("InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "401"),
+            *("Unauthorized", "RequestExpired"),
+        ),
+        Trouble.CREDENTIALS,
+    ),
+    **dict.fromkeys(("PreconditionFailed", "412"), Trouble.EXISTS),
+    **dict.fromkeys(
+        (
+            *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling"),
+            *("ThrottlingException", "RequestLimitExceeded", "OperationAborted", "BadDigest"),
+            *("ConditionalRequestConflict", "IncompleteBody"),
+            *("408", "409", "429", "500", "502", "503", "504"),
+        ),
+        Trouble.BUSY,
+    ),
+}
+_BY_NAME = {
+    "NoCredentialsError": Trouble.CREDENTIALS,
+    "PartialCredentialsError": Trouble.CREDENTIALS,
+    "TokenRetrievalError": Trouble.CREDENTIALS,
+    "CredentialRetrievalError": Trouble.CREDENTIALS,
+    "DefaultCredentialsError": Trouble.CREDENTIALS,
+    "RefreshError": Trouble.CREDENTIALS,
+    "ClientAuthenticationError": Trouble.CREDENTIALS,
+}
+_BUSY_NUMBERS = {
+    *(errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED),
+    *(errno.EPIPE, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTUNREACH, errno.ENETUNREACH),
+}
+
+
+def trouble_of(error: BaseException) -> Trouble:
+    """What the error means, by the store's own code where it has one, else by its kind."""
+    causes = list(_causes(error))
+    for cause in causes:
+        code = _code_of(cause)
+        if code in _BY_CODE:
+            return _BY_CODE[code]
+        if type(cause).__name__ in _BY_NAME:
+            return _BY_NAME[type(cause).__name__]
+    for cause in causes:
+        match cause:
+            case FileNotFoundError() | NotADirectoryError():
+                return Trouble.MISSING
+            case PermissionError():
+                return Trouble.FORBIDDEN
+            case FileExistsError():
+                return Trouble.EXISTS
+            case TimeoutError() | ConnectionError():
+                return Trouble.BUSY
+            case OSError() if cause.errno in _BUSY_NUMBERS:
+                return Trouble.BUSY
+        module = type(cause).__module__.partition(".")[0]
+        if module in ("aiohttp", "urllib3", "requests", "httpx") or (
+            module in ("botocore", "aiobotocore") and _code_of(cause) is None
+        ):
+            return Trouble.BUSY  # the connection's own trouble: an answer would have had a code
+    return Trouble.OTHER
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    for _ in range(8):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _code_of(error: BaseException) -> str | None:
+    """S3's error code (botocore), or the HTTP status (adlfs, gcsfs, huggingface_hub)."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        found = response.get("Error", {}).get("Code")
+        return None if found is None else str(found)
+    for holder, name in ((error, "status_code"), (response, "status_code"), (error, "code")):
+        found = getattr(holder, name, None)
+        if isinstance(found, int) or (isinstance(found, str) and found.isdigit()):
+            return str(found)
+    return None
+
+
+def said(error: BaseException) -> str:
+    """The error in a line, without secrets."""
+    words = " ".join((str(error).strip() or type(error).__name__).split())
+    return re.sub(r"(?<=\?)\S*|(?<=//)[^/\s@]+@", "...", words)[:300]
