@@ -417,6 +417,7 @@ def test_an_environment_that_cannot_be_built_stops_the_run_and_says_why(
 
 
 @pytest.mark.consumers
+@pytest.mark.timeout(900)
 def test_code_that_needs_an_older_transformers_answers_in_one_that_has_it(tmp_path: Path) -> None:
     import torch
     import transformers

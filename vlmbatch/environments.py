@@ -147,18 +147,12 @@ class Environment:
         pip = ["-m", "pip", "install", "--no-input", "--no-user", "--progress-bar=off"]
         self._run([*pip, "-c", str(kept), "--", *self.requirements], lock)
         self._run(["-c", _CHECK], lock)
-        stamp = {
-            "requirements": self.requirements,
-            "beneath": _beneath(),
-            "seconds": round(time.monotonic() - began, 1),
-            "size": _size(self.folder),
-        }
+        seconds, size = round(time.monotonic() - began, 1), _size(self.folder)
+        stamp = {"requirements": self.requirements, "beneath": _beneath()}
         whole = self._complete.with_suffix(".tmp")
-        whole.write_text(json.dumps(stamp, indent=1))
+        whole.write_text(json.dumps(stamp | {"seconds": seconds, "size": size}, indent=1))
         whole.replace(self._complete)
-        built = self.built()
-        assert built is not None
-        return built
+        return Built(str(self.python), socket.gethostname(), seconds, size)
 
     def _run(self, words: list[str], lock: int) -> None:
         """Its Python does this, in its own folder. The lock is held until that has ended too: what
