@@ -22,7 +22,7 @@ PYTEST := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-vllm test-slow kill-all accuracy million overhead bench schemas reference wheel clean python
+.PHONY: help demo check format test test-vllm test-slow test-consumers kill-all accuracy million overhead bench schemas reference wheel clean python
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -39,14 +39,17 @@ format: $(INSTALLED) ## format, and fix what lint can fix
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-test: $(INSTALLED) ## all tests but the slow ones
-	$(PYTEST) -n 2 --dist loadfile -m "not slow"
+test: $(INSTALLED) ## all tests but the slow ones, and those that need pip's index
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not consumers"
 
 test-vllm: $(VLLM_INSTALLED) ## tests on vLLM itself, on the CPU, in .venv-vllm
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) -m pytest tests/vllm -n 2 --dist loadfile
 
 test-slow: $(INSTALLED) ## the slow ones: long forms, kills at every point
 	$(PYTEST) -m slow
+
+test-consumers: $(INSTALLED) ## tests that install other libraries from pip's index, in environments of their own
+	$(PYTEST) -m consumers
 
 kill-all: $(INSTALLED) ## kill driver, workers and engines at every point: slow tests named *kill*
 	$(PYTEST) -m slow -k kill

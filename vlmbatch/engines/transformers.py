@@ -181,7 +181,7 @@ def best_dtype(device: str) -> str:
 
 def _load(source: _Source, dtype: str, device: str) -> _Checkpoint:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor, __version__
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -196,8 +196,10 @@ def _load(source: _Source, dtype: str, device: str) -> _Checkpoint:
         raise EngineStartError(
             f"{source} does not take images", hint="name a vision-language model with -m"
         )
+    # An environment of the family's own may have version 4, which calls it torch_dtype.
+    options["torch_dtype" if __version__.startswith("4.") else "dtype"] = getattr(torch, dtype)
     model, report = AutoModelForImageTextToText.from_pretrained(
-        source.model, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        source.model, output_loading_info=True, **options
     )
     if missing := sorted(report["missing_keys"]):
         raise EngineStartError(
