@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vlmbatch.engines.batcher import Batcher, BatchTooLarge, one_line
 from vlmbatch.errors import EngineDead, EngineStartError, ErrorCode, Stage, failed
@@ -19,6 +19,8 @@ from vlmbatch.records import IMAGE, Completion, Request, Sampling
 BATCH_ON_CPU, BATCH_ON_GPU = 16, 32
 DTYPES = ("float32", "bfloat16", "float16")
 HUB_SECONDS = 10
+
+Loaded = TypeVar("Loaded")
 
 END_OF_TURN = ("<end_of_utterance>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 """Ends a chat turn wherever it exists as a token, whatever generation_config.json says."""
@@ -67,7 +69,7 @@ class TransformersEngine:
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        self._source = _Source(model, revision, trust_remote_code)
+        self._source = Source(model, revision, trust_remote_code)
         self._wanted = (dtype, device)
         self._batch_size = batch_size
         self._checkpoint: _Checkpoint | None = None
@@ -75,7 +77,7 @@ class TransformersEngine:
         self.capacity = 2 * (batch_size or BATCH_ON_GPU)
 
     async def start(self) -> None:
-        checkpoint = await asyncio.to_thread(load, self._source, *self._wanted)
+        checkpoint = await asyncio.to_thread(lambda: load(_load, self._source, *self._wanted))
         default = BATCH_ON_CPU if checkpoint.device == "cpu" else BATCH_ON_GPU
         batch_size = 1 if checkpoint.one_by_one else self._batch_size or default
         self.capacity = 2 * batch_size  # one batch is answered, the next one prepared
@@ -104,7 +106,7 @@ class TransformersEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
     """Where a checkpoint comes from. A folder's revision only names its content."""
 
     model: str
@@ -120,8 +122,11 @@ class _Source:
         return self.model if named else f"{self.model} at {self.revision}"
 
 
-def load(source: _Source, dtype: str, device: str | None) -> _Checkpoint:
-    """The checkpoint, ready to answer. Whatever goes wrong is an EngineStartError."""
+def load(
+    loading: Callable[[Source, str, str], Loaded], source: Source, dtype: str, device: str | None
+) -> Loaded:
+    """What ``loading`` makes of the checkpoint with the dtype and the device that were asked for,
+    or that are best. Whatever goes wrong is an EngineStartError."""
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -138,7 +143,7 @@ def load(source: _Source, dtype: str, device: str | None) -> _Checkpoint:
             f"unknown dtype '{dtype}'", hint=f"one of: auto, {', '.join(DTYPES)}"
         )
     try:
-        return _load(source, dtype, device)
+        return loading(source, dtype, device)
     except EngineStartError:
         raise
     except Exception as error:
@@ -169,7 +174,7 @@ def best_dtype(device: str) -> str:
     return "bfloat16"
 
 
-def _load(source: _Source, dtype: str, device: str) -> _Checkpoint:
+def _load(source: Source, dtype: str, device: str) -> _Checkpoint:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
@@ -179,7 +184,7 @@ def _load(source: _Source, dtype: str, device: str) -> _Checkpoint:
     options: dict[str, Any] = {
         "revision": None if source.is_folder else source.revision,
         "trust_remote_code": source.trust_remote_code,
-        "local_files_only": source.is_folder or not _hub_answers(source),
+        "local_files_only": source.is_folder or not hub_answers(source),
     }
     processor: Any = AutoProcessor.from_pretrained(source.model, **options)
     if getattr(processor, "image_processor", None) is None:
@@ -210,7 +215,7 @@ def _check_folder(model: str) -> None:
     raise EngineStartError(problem, hint="name a model folder or a Hub id with -m")
 
 
-def _hub_answers(source: _Source) -> bool:
+def hub_answers(source: Source) -> bool:
     """Whether the Hub can be asked now; else only its local cache is read.
 
     Asked once, for transformers itself tries each absent file for 30 seconds.
@@ -224,7 +229,7 @@ def _hub_answers(source: _Source) -> bool:
     return True
 
 
-def _start_error(source: _Source, device: str, error: Exception) -> EngineStartError:
+def _start_error(source: Source, device: str, error: Exception) -> EngineStartError:
     """One line and the way out, for the ways in which loading is known to fail."""
     said = str(error)
     if _is_out_of_memory(error):
@@ -343,7 +348,7 @@ class _Checkpoint:
                 )
             rows = output[:, start:].tolist()
         except Exception as error:
-            raise _translated(error, self.device, len(inputs.lengths)) from None
+            raise translated(error, self.device, len(inputs.lengths)) from None
         return [
             self._completion(
                 row,
@@ -510,7 +515,7 @@ class _Checkpoint:
             return False
 
 
-def _translated(error: Exception, device: str, requests: int) -> Exception:
+def translated(error: Exception, device: str, requests: int) -> Exception:
     """A failure of generate() in the batcher's words."""
     if _is_out_of_memory(error):
         import torch
