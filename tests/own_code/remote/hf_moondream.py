@@ -57,7 +57,7 @@ class MoondreamModel(nn.Module):
     def detect(self, image, object, settings=None):
         box = self.eye.box(self.encode_image(image).pixels, object)
         edges = ("x_min", "y_min", "x_max", "y_max")
-        return {"objects": [] if box is None else [dict(zip(edges, box))]}
+        return {"objects": [] if box is None else [dict(zip(edges, box, strict=True))]}
 
     def point(self, image, object, settings=None):
         box = self.eye.box(self.encode_image(image).pixels, object)

@@ -20,7 +20,7 @@ class MiniCPMVConfig(PretrainedConfig):
 
 
 class MiniCPMVProcessor(ProcessorMixin):
-    attributes = ["tokenizer"]
+    attributes = ("tokenizer",)
     tokenizer_class = "AutoTokenizer"
 
     def __init__(self, tokenizer=None, **kwargs):
@@ -56,7 +56,8 @@ class Llm(Speaks):
             labels.append(label)
             prompt = prompt.partition("</ref>")[2]
         if not labels:
-            return self.eye.says(prompt, pixels)
+            system = "Yes, " if prompt.startswith("Say yes first.") else ""
+            return system + self.eye.says(prompt, pixels)
         said = ""
         for label in labels:
             box = self.eye.box(pixels, label)

@@ -17,7 +17,7 @@ class MolmoConfig(PretrainedConfig):
 
 
 class MolmoProcessor(ProcessorMixin):
-    attributes = ["tokenizer"]
+    attributes = ("tokenizer",)
     tokenizer_class = "AutoTokenizer"
 
     def __init__(self, tokenizer=None, **kwargs):
@@ -54,7 +54,8 @@ class MolmoForCausalLM(Speaks):
     def plan(self, ids, images=None, **kwargs):
         pixels = images[0, 0]
         prompt = bytes(i for i in ids if i < 256).decode()
-        assert prompt.startswith(" User: ") and prompt.endswith(" Assistant:")
+        assert prompt.startswith(" User: ")
+        assert prompt.endswith(" Assistant:")
         what = wanted(prompt, "Point to the ", ".")
         if what is None:
             return self.eye.says(prompt, pixels).encode()

@@ -18,7 +18,7 @@ class Phi3VConfig(PretrainedConfig):
 
 
 class Phi3VProcessor(ProcessorMixin):
-    attributes = ["tokenizer"]
+    attributes = ("tokenizer",)
     tokenizer_class = "AutoTokenizer"
 
     def __init__(self, tokenizer=None, **kwargs):

@@ -1,6 +1,8 @@
 """A stand-in with Qwen-VL's entry points: a tokenizer that puts the image's path into the ids as
 bytes, and a model that opens that path."""
 
+from types import MappingProxyType
+
 from PIL import Image
 from transformers import PretrainedConfig, PreTrainedTokenizer
 
@@ -25,7 +27,7 @@ class QWenConfig(PretrainedConfig):
 class QWenTokenizer(PreTrainedTokenizer):
     """Bytes, and ``ALL``; without eos or pad, as the real one."""
 
-    vocab_files_names = {}
+    vocab_files_names = MappingProxyType({})
     model_input_names = ("input_ids", "attention_mask")
 
     def __init__(self, **kwargs):

@@ -56,7 +56,7 @@ class Eye(nn.Module):
 
     def colours(self, pixels):
         counts = torch.bincount(self.nearest(pixels).flatten(), minlength=len(NAMES))
-        return [name for name, count in zip(NAMES[:3], counts.tolist()) if count]
+        return [name for name, count in zip(NAMES[:3], counts.tolist()[:3], strict=True) if count]
 
     def says(self, prompt, pixels):
         """The answer to a question that wants no boxes."""

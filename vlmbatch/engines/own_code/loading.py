@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from vlmbatch.engines.transformers import Source, hub_answers
@@ -18,17 +23,42 @@ class Checkpoint:
     dtype: str
     device: str
 
+    @cached_property
+    def path(self) -> str:
+        """What its files are loaded from: its folder or Hub id.
+
+        Transformers before 4.50 cannot import code from a name with a dot (Phi-3.5): then the
+        Hub's local folder of the commit, or a link to the folder, gone when the process ends.
+        """
+        from huggingface_hub import snapshot_download
+        from transformers import dynamic_module_utils
+
+        source, name = self.source, Path(self.source.model).name
+        if "." not in name or hasattr(dynamic_module_utils, "_sanitize_module_name"):
+            return source.model
+        if not source.is_folder:
+            offline = self.options["local_files_only"]
+            return str(
+                snapshot_download(source.model, revision=source.revision, local_files_only=offline)
+            )
+        folder = tempfile.mkdtemp(prefix="vlmbatch-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        link = Path(folder, name.replace(".", "_"))
+        link.symlink_to(Path(source.model).absolute(), target_is_directory=True)
+        return str(link)
+
     def model(self, auto: str = "AutoModelForCausalLM", **more: Any) -> Any:
         """The model, ready to answer. Raises EngineStartError where weights are missing."""
         import torch
         import transformers
         from transformers.utils import logging
 
+        logging.disable_progress_bar()
         logging.set_verbosity_error()
         new = int(transformers.__version__.partition(".")[0]) >= 5
         more["dtype" if new else "torch_dtype"] = getattr(torch, self.dtype)
         found = getattr(transformers, auto).from_pretrained(
-            self.source.model, output_loading_info=True, **self.options, **more
+            self.path, output_loading_info=True, **self.options, **more
         )
         model, report = found if isinstance(found, tuple) else (found, {"missing_keys": ()})
         parameters = {name for name, _ in model.named_parameters()}
@@ -44,7 +74,7 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         if of is None:
-            return AutoTokenizer.from_pretrained(self.source.model, **self.options, **more)
+            return AutoTokenizer.from_pretrained(self.path, **self.options, **more)
         other = Source(of, None, trust_remote_code=False)
         offline = other.is_folder or not hub_answers(other)
         return AutoTokenizer.from_pretrained(of, local_files_only=offline, **more)
@@ -52,9 +82,9 @@ class Checkpoint:
     def processor(self, **more: Any) -> Any:
         from transformers import AutoProcessor
 
-        return AutoProcessor.from_pretrained(self.source.model, **self.options, **more)
+        return AutoProcessor.from_pretrained(self.path, **self.options, **more)
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
         source = self.source
         return {

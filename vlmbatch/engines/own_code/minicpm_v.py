@@ -87,5 +87,5 @@ def _parameters(checkpoint: Checkpoint) -> set[str]:
     """Settings of the checkpoint's config."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(checkpoint.source.model, **checkpoint.options)
+    config = AutoConfig.from_pretrained(checkpoint.path, **checkpoint.options)
     return set(config.to_dict())
