@@ -74,7 +74,13 @@ class QWenTokenizer(PreTrainedTokenizer):
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         out = b""
         for i in ids:
-            out += bytes([i]) if i < 256 else b"" if skip_special_tokens else self.names[i].encode()
+            out += (
+                bytes([i])
+                if i < 256
+                else b""
+                if skip_special_tokens
+                else self.names.get(i, "?").encode()
+            )
         return out.decode(errors="replace")
 
     def save_vocabulary(self, save_directory, **kwargs):

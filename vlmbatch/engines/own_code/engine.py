@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -82,7 +83,9 @@ class OwnCodeEngine:
     def _load(self, source: Source, dtype: str, device: str) -> _OneByOne:
         module = import_module(f"vlmbatch.engines.own_code.{self._kind.module}")
         try:
-            adapter: Adapter = module.load(Checkpoint(source, dtype, device), self._args)
+            with tempfile.TemporaryDirectory(prefix="vlmbatch-") as scratch:
+                checkpoint = Checkpoint(source, dtype, device, Path(scratch))
+                adapter: Adapter = module.load(checkpoint, self._args)
         except EngineStartError:
             raise
         except Exception as error:

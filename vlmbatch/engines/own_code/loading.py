@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +19,15 @@ class Checkpoint:
     source: Source
     dtype: str
     device: str
+    scratch: Path
+    """A folder for what is needed only while everything is loaded."""
 
     @cached_property
     def path(self) -> str:
         """What its files are loaded from: its folder or Hub id.
 
-        Transformers before 4.50 cannot import code from a name with a dot (Phi-3.5): then the
-        Hub's local folder of the commit, or a link to the folder, gone when the process ends.
+        Older versions of transformers cannot import code from a name with a dot (Phi-3.5): then
+        the Hub's local folder of the commit, or a link to the folder.
         """
         from huggingface_hub import snapshot_download
         from transformers import dynamic_module_utils
@@ -41,9 +40,7 @@ class Checkpoint:
             return str(
                 snapshot_download(source.model, revision=source.revision, local_files_only=offline)
             )
-        folder = tempfile.mkdtemp(prefix="vlmbatch-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        link = Path(folder, name.replace(".", "_"))
+        link = self.scratch / name.replace(".", "_")
         link.symlink_to(Path(source.model).absolute(), target_is_directory=True)
         return str(link)
 
