@@ -69,7 +69,7 @@ class TransformersEngine:
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        self._source = Source(model, revision, trust_remote_code)
+        self._source = _Source(model, revision, trust_remote_code)
         self._wanted = (dtype, device)
         self._batch_size = batch_size
         self._checkpoint: _Checkpoint | None = None
@@ -77,7 +77,7 @@ class TransformersEngine:
         self.capacity = 2 * (batch_size or BATCH_ON_GPU)
 
     async def start(self) -> None:
-        checkpoint = await asyncio.to_thread(lambda: load(_load, self._source, *self._wanted))
+        checkpoint = await asyncio.to_thread(load, self._source, *self._wanted)
         default = BATCH_ON_CPU if checkpoint.device == "cpu" else BATCH_ON_GPU
         batch_size = 1 if checkpoint.one_by_one else self._batch_size or default
         self.capacity = 2 * batch_size  # one batch is answered, the next one prepared
@@ -106,7 +106,7 @@ class TransformersEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class _Source:
     """Where a checkpoint comes from. A folder's revision only names its content."""
 
     model: str
@@ -122,8 +122,13 @@ class Source:
         return self.model if named else f"{self.model} at {self.revision}"
 
 
-def load(
-    loading: Callable[[Source, str, str], Loaded], source: Source, dtype: str, device: str | None
+def load(source: _Source, dtype: str, device: str | None) -> _Checkpoint:
+    """The checkpoint, ready to answer. Whatever goes wrong is an EngineStartError."""
+    return load_with(_load, source, dtype, device)
+
+
+def load_with(
+    loading: Callable[[_Source, str, str], Loaded], source: _Source, dtype: str, device: str | None
 ) -> Loaded:
     """What ``loading`` makes of the checkpoint with the dtype and the device that were asked for,
     or that are best. Whatever goes wrong is an EngineStartError."""
@@ -174,7 +179,7 @@ def best_dtype(device: str) -> str:
     return "bfloat16"
 
 
-def _load(source: Source, dtype: str, device: str) -> _Checkpoint:
+def _load(source: _Source, dtype: str, device: str) -> _Checkpoint:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
@@ -184,7 +189,7 @@ def _load(source: Source, dtype: str, device: str) -> _Checkpoint:
     options: dict[str, Any] = {
         "revision": None if source.is_folder else source.revision,
         "trust_remote_code": source.trust_remote_code,
-        "local_files_only": source.is_folder or not hub_answers(source),
+        "local_files_only": source.is_folder or not _hub_answers(source),
     }
     processor: Any = AutoProcessor.from_pretrained(source.model, **options)
     if getattr(processor, "image_processor", None) is None:
@@ -215,7 +220,7 @@ def _check_folder(model: str) -> None:
     raise EngineStartError(problem, hint="name a model folder or a Hub id with -m")
 
 
-def hub_answers(source: Source) -> bool:
+def _hub_answers(source: _Source) -> bool:
     """Whether the Hub can be asked now; else only its local cache is read.
 
     Asked once, for transformers itself tries each absent file for 30 seconds.
@@ -229,7 +234,7 @@ def hub_answers(source: Source) -> bool:
     return True
 
 
-def _start_error(source: Source, device: str, error: Exception) -> EngineStartError:
+def _start_error(source: _Source, device: str, error: Exception) -> EngineStartError:
     """One line and the way out, for the ways in which loading is known to fail."""
     said = str(error)
     if _is_out_of_memory(error):
@@ -348,7 +353,7 @@ class _Checkpoint:
                 )
             rows = output[:, start:].tolist()
         except Exception as error:
-            raise translated(error, self.device, len(inputs.lengths)) from None
+            raise _translated(error, self.device, len(inputs.lengths)) from None
         return [
             self._completion(
                 row,
@@ -515,7 +520,7 @@ class _Checkpoint:
             return False
 
 
-def translated(error: Exception, device: str, requests: int) -> Exception:
+def _translated(error: Exception, device: str, requests: int) -> Exception:
     """A failure of generate() in the batcher's words."""
     if _is_out_of_memory(error):
         import torch

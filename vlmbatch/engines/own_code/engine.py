@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from vlmbatch.engines.batcher import Batcher, one_line
 from vlmbatch.engines.own_code import Args, OwnCode
 from vlmbatch.engines.own_code.loading import Checkpoint
-from vlmbatch.engines.transformers import Source, load, translated
+from vlmbatch.engines.transformers import _Source, _translated, load_with
 from vlmbatch.errors import EngineDead, EngineStartError, ErrorCode, Stage, failed
 from vlmbatch.records import Completion, Request
 
@@ -49,7 +49,7 @@ class OwnCodeEngine:
         device: str | None = None,
         requirements: tuple[str, ...] = (),
     ) -> None:
-        self._source = Source(model, revision, trust_remote_code=True)
+        self._source = _Source(model, revision, trust_remote_code=True)
         self._wanted = (dtype, device)
         self._kind, self._args = kind, args
         self._requirements = requirements
@@ -57,7 +57,7 @@ class OwnCodeEngine:
         self._batcher: Batcher[_Prepared] | None = None
 
     async def start(self) -> None:
-        model = await asyncio.to_thread(lambda: load(self._load, self._source, *self._wanted))
+        model = await asyncio.to_thread(lambda: load_with(self._load, self._source, *self._wanted))
         self._model, self._batcher = model, Batcher(model, 1)
 
     async def generate(self, request: Request) -> Completion:
@@ -80,7 +80,7 @@ class OwnCodeEngine:
         """``cpu``, ``cuda``, ``mps``, ...; before the start, what was asked for."""
         return self._model.device if self._model else self._wanted[1]
 
-    def _load(self, source: Source, dtype: str, device: str) -> _OneByOne:
+    def _load(self, source: _Source, dtype: str, device: str) -> _OneByOne:
         module = import_module(f"vlmbatch.engines.own_code.{self._kind.module}")
         try:
             with tempfile.TemporaryDirectory(prefix="vlmbatch-") as scratch:
@@ -144,4 +144,4 @@ class _OneByOne:
             with torch.inference_mode():
                 return [self._adapter.answer(prepared.inputs, request, is_over)]
         except Exception as error:
-            raise translated(error, self.device, 1) from None
+            raise _translated(error, self.device, 1) from None

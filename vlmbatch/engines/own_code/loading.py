@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.engines.transformers import Source, hub_answers
+from vlmbatch.engines.transformers import _hub_answers, _Source
 from vlmbatch.errors import EngineStartError
 
 
@@ -16,7 +16,7 @@ class Checkpoint:
     """Where it is, and in what form it is wanted. The libraries may be years old here: an
     environment of the model's own has the versions that its code was written for."""
 
-    source: Source
+    source: _Source
     dtype: str
     device: str
     scratch: Path
@@ -72,8 +72,8 @@ class Checkpoint:
 
         if of is None:
             return AutoTokenizer.from_pretrained(self.path, **self.options, **more)
-        other = Source(of, None, trust_remote_code=False)
-        offline = other.is_folder or not hub_answers(other)
+        other = _Source(of, None, trust_remote_code=False)
+        offline = other.is_folder or not _hub_answers(other)
         return AutoTokenizer.from_pretrained(of, local_files_only=offline, **more)
 
     def processor(self, **more: Any) -> Any:
@@ -88,7 +88,7 @@ class Checkpoint:
             "revision": None if source.is_folder else source.revision,
             "code_revision": None if source.is_folder else source.revision,
             "trust_remote_code": True,
-            "local_files_only": source.is_folder or not hub_answers(source),
+            "local_files_only": source.is_folder or not _hub_answers(source),
         }
 
     def placed(self, value: Any) -> Any:
