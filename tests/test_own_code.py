@@ -31,8 +31,11 @@ from tests.own_code.ask import (
     request,
 )
 from tests.own_code.build import STAND_INS, build
-from vlmbatch.errors import EngineStartError, RequestFailed
+from vlmbatch.engines.choice import choose_engine
+from vlmbatch.engines.own_code import check
+from vlmbatch.errors import EngineStartError, RequestFailed, UsageError
 from vlmbatch.families import ENTRIES, family_for
+from vlmbatch.job import EngineSpec, SamplingSpec
 from vlmbatch.models import resolve_model
 from vlmbatch.records import IMAGE, Completion, Sampling, TaskKind
 
@@ -181,6 +184,24 @@ def test_without_the_flag_nothing_runs(here: Path, models: dict[str, Path], tmp_
         said = refused(here, folder, tmp_path / "out", "-t", "caption")
         assert f"Error: {folder.name} brings its own code" in said
         assert "-> after reading that code: --trust-remote-code\n" in said
+
+
+def test_the_commit_of_a_hub_id_is_part_of_the_hint(models: dict[str, Path]) -> None:
+    config = resolve_model(str(models["moondream2"])).config
+    commit = "0123456789" * 4
+    model = {"label": "a/b@012", "revision": commit, "config": config, "hub": True}
+    engine = EngineSpec(name="transformers")
+    with pytest.raises(UsageError, match="a/b brings its own code") as caught:
+        check(model, engine, trusted=False, sampling=SamplingSpec(), system=None)
+    assert str(caught.value.hint).endswith(f"--trust-remote-code --revision {commit}")
+    check(model, engine, trusted=True, sampling=SamplingSpec(), system=None)
+
+
+def test_moondream_is_not_for_vllm(models: dict[str, Path]) -> None:
+    for name in ("moondream2", "moondream3-preview"):
+        chosen, reason = choose_engine(resolve_model(str(models[name])).config)
+        assert chosen == "transformers"
+        assert "gives its boxes" in reason
 
 
 def test_code_of_a_kind_that_is_not_known_needs_the_flag_too(here: Path, tmp_path: Path) -> None:
