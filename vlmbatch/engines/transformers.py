@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vlmbatch.engines.batcher import Batcher, BatchTooLarge, one_line
 from vlmbatch.errors import EngineDead, EngineStartError, ErrorCode, Stage, failed
@@ -19,6 +19,8 @@ from vlmbatch.records import IMAGE, Completion, Request, Sampling
 BATCH_ON_CPU, BATCH_ON_GPU = 16, 32
 DTYPES = ("float32", "bfloat16", "float16")
 HUB_SECONDS = 10
+
+Loaded = TypeVar("Loaded")
 
 END_OF_TURN = ("<end_of_utterance>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 """Ends a chat turn wherever it exists as a token, whatever generation_config.json says."""
@@ -132,6 +134,14 @@ class _Source:
 
 def load(source: _Source, dtype: str, device: str | None) -> _Checkpoint:
     """The checkpoint, ready to answer. Whatever goes wrong is an EngineStartError."""
+    return load_with(_load, source, dtype, device)
+
+
+def load_with(
+    loading: Callable[[_Source, str, str], Loaded], source: _Source, dtype: str, device: str | None
+) -> Loaded:
+    """What ``loading`` makes of the checkpoint with the dtype and the device that were asked for,
+    or that are best. Whatever goes wrong is an EngineStartError."""
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -148,7 +158,7 @@ def load(source: _Source, dtype: str, device: str | None) -> _Checkpoint:
             f"unknown dtype '{dtype}'", hint=f"one of: auto, {', '.join(DTYPES)}"
         )
     try:
-        return _load(source, dtype, device)
+        return loading(source, dtype, device)
     except EngineStartError:
         raise
     except Exception as error:

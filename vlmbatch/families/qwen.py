@@ -32,6 +32,17 @@ from vlmbatch.tasks import Ask
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
+REQUIREMENTS = (
+    "transformers==4.37.2",
+    "tokenizers==0.15.2",
+    "huggingface_hub==0.36.2",
+    "tiktoken==0.12.0",
+    "einops==0.8.1",
+    "transformers_stream_generator==0.0.5",
+)
+"""Of the first generation; the authors say transformers 4.32, which has no wheels for 3.12."""
+
+
 class QwenVLChat(Tagged):
     """Qwen-VL-Chat: ChatML with the image's place in the text."""
 
@@ -225,7 +236,8 @@ ENTRIES = (
         matches=lambda config, model: _is_qwen_vl(config, model) and "chat" in model.lower(),
         make=lambda config: QwenVLChat(whole(config, "visual", "image_size", default=448)),
         own_code=True,
-        note="the image's path stands in the prompt, so it needs Qwen's own code",
+        requirements=REQUIREMENTS,
+        note="its own code needs torchvision too",
     ),
     Entry(
         name=QwenVL.name,
@@ -236,7 +248,8 @@ ENTRIES = (
         matches=lambda config, model: _is_qwen_vl(config, model) and "chat" not in model.lower(),
         make=lambda config: QwenVL(whole(config, "visual", "image_size", default=448)),
         own_code=True,
-        note="the image's path stands in the prompt, so it needs Qwen's own code",
+        requirements=REQUIREMENTS,
+        note="its own code needs torchvision too",
     ),
     Entry(
         name=Qwen2VL.name,

@@ -72,7 +72,6 @@ ENTRIES = (
         evidence="documented",
         matches=lambda config, model: "yi-vl" in model.lower(),
         make=lambda config: YiVL(),
-        own_code=True,
-        note="needs 01-ai's own code or a converted checkpoint",
+        note="runs from a converted checkpoint only: 01-ai's code is not part of its checkpoints",
     ),
 )
