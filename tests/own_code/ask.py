@@ -1,13 +1,8 @@
-"""Asks a model in this process, worded and read by its family; ``python ask.py FOLDER`` prints it.
-
-So a model can be asked by another Python, which has other versions of its libraries.
-"""
+"""Asks a model in this process, worded and read by its family."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +45,8 @@ def engine_of(folder: Path, **args: str) -> Engine:
         engine=EngineSpec(name="transformers", args=args),
         trust_remote_code=True,
     )
-    return make_engine(job, {"path": found.path, "config": found.config, "hub": False})
+    family = family_for(found.config, model_id=folder.name)
+    return make_engine(job, {"path": found.path, "config": found.config, "hub": False}, family)
 
 
 def ask(engine: Engine, *requests: Request) -> list[Completion | BaseException]:
@@ -97,7 +93,3 @@ def _told(answer: Any) -> str | Sequence[Sequence[Any]]:
     if answer.boxes is not None:
         return [(b.label, b.x1, b.y1, b.x2, b.y2) for b in answer.boxes]
     return str(answer.text)
-
-
-if __name__ == "__main__":
-    print(json.dumps(answers_of(Path(sys.argv[1]))))
