@@ -169,7 +169,7 @@ class Answering:
         often."""
         if request.problem is not None:
             return self.requests.failed_result(row, request)
-        result = _with_sizes(self.requests.bare_result(row, request), request)
+        result = _with_sizes(self.requests.bare_result(row, request), request, self._asking.family)
         again = MORE_TRIES if self._asking.on_truncation == "retry" else 0
         while True:
             outcome, calls = await self._outcome_of(request)
@@ -224,13 +224,13 @@ class Answering:
         return replace(result, answer=answer, json=value)
 
 
-def _with_sizes(result: Result, request: Request) -> Result:
+def _with_sizes(result: Result, request: Request, family: Family) -> Result:
     """The result with the sizes of the first image, if it was seen here."""
     image = request.images[0]
     if image.url is not None:
         return result
     given = Size(image.pixels.width, image.pixels.height)
-    return replace(result, image_size=image.size, model_image_size=given)
+    return replace(result, image_size=image.size, model_image_size=family.seen(given))
 
 
 def _how_cut(request: Request, completion: Completion) -> str:
