@@ -23,7 +23,7 @@ PYTEST := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-vllm test-slow kill-all accuracy million overhead bench schemas reference wheel clean python torchvision
+.PHONY: help demo check format test test-vllm test-vllm-families test-slow kill-all accuracy million overhead bench schemas reference wheel clean python torchvision
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -43,8 +43,11 @@ format: $(INSTALLED) ## format, and fix what lint can fix
 test: $(INSTALLED) $(TORCHVISION) ## all tests but the slow ones
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
-test-vllm: $(VLLM_INSTALLED) ## tests on vLLM itself, on the CPU, in .venv-vllm
-	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) -m pytest tests/vllm -n 2 --dist loadfile
+test-vllm: $(VLLM_INSTALLED) $(TORCHVISION) ## tests on vLLM itself, on the CPU, in .venv-vllm
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) -m pytest tests/vllm -n 2 --dist loadfile -m "not slow"
+
+test-vllm-families: $(VLLM_INSTALLED) $(TORCHVISION) ## tiny models of many families through the command on vLLM
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) -m pytest tests/vllm/test_families.py -m slow
 
 test-slow: $(INSTALLED) $(TORCHVISION) ## the slow ones: long forms, kills at every point
 	$(PYTEST) -m slow

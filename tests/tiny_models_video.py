@@ -479,6 +479,8 @@ def build(folder: Path, name: str, seed: int = 0) -> Path:
     lessons = [(family.word(ask), answer(family, ask.kind)) for ask in asks(kinds)]
     steps = teach(model, processor, family, lessons)
     model.save_pretrained(folder)
+    if name in NAMED_AS_ON_THE_HUB:
+        _rename(folder / "model.safetensors", NAMED_AS_ON_THE_HUB[name])
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{name}: {count:,} parameters, taught in {steps} steps", file=sys.stderr)
     measured = [measured_tokens(family, processor, size) for size in (*SIZES, *other_sizes())]
@@ -491,6 +493,20 @@ def _teachable(family: Family, kind: TaskKind) -> str:
         return answer(family, kind)
     except ValueError:
         return ""
+
+
+NAMED_AS_ON_THE_HUB = {"llava_onevision": ("vision_tower.", "vision_tower.vision_model.")}
+"""Beginnings of weights' names as transformers 5.19 saves them, and as they are published: vLLM
+0.32 knows only these, transformers both."""
+
+
+def _rename(file: Path, names: tuple[str, str]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    saved, published = names
+    weights = load_file(file)
+    renamed = {name.replace(saved, published, 1): weight for name, weight in weights.items()}
+    save_file(renamed, file, metadata={"format": "pt"})
 
 
 def teach(model: Any, processor: Any, family: Family, lessons: Sequence[tuple[str, str]]) -> int:
