@@ -40,6 +40,7 @@ async def asked(folder: Path) -> dict[str, Any]:
     try:
         await engine.start()
     except EngineStartError as error:
+        await engine.close()
         return {"name": folder.name, "error": str(error)}
     seconds = time.monotonic() - started
     requests = requests_of(family_for(resolve_model(str(folder)).config))
