@@ -62,6 +62,9 @@ class Family(Protocol):
     def prepare(self, pixels: Image) -> Image:
         """What the model is given of an image that has its ``target`` size; ``read`` maps back."""
 
+    def seen(self, given: Size) -> Size:
+        """The size that coordinates refer to, of an image that the engine is given in this one."""
+
     def image_tokens(self, size: Size) -> int | None:
         """Prompt tokens that an image of this size costs; None where that is not known."""
 
@@ -170,6 +173,9 @@ class Chat:
 
     def prepare(self, pixels: Image) -> Image:
         return pixels
+
+    def seen(self, given: Size) -> Size:
+        return given
 
     def image_tokens(self, size: Size) -> int | None:
         return None

@@ -182,7 +182,10 @@ class Qwen25VL(Qwen3VL):
         return ResizedSpace(self.last_of(image))
 
     def last_of(self, image: LoadedImage) -> Size:
-        return self._resizing.grid(Size(*image.pixels.size))
+        return self.seen(Size(*image.pixels.size))
+
+    def seen(self, given: Size) -> Size:
+        return self._resizing.grid(given)
 
     def step(self, size: Size) -> tuple[float, float]:
         grid = self._resizing.grid(self.target(size))
@@ -195,8 +198,10 @@ class Resizing:
     def __init__(self, config: Mapping[str, Any], patch: int) -> None:
         patch = whole(config, "preprocessor", "patch_size", default=patch)
         self._factor = patch * whole(config, "preprocessor", "merge_size", default=2)
-        # Without its settings: those of the checkpoints on the Hub (transformers issue 36292).
-        self._least, self._most = pixel_budget(config, 56 * 56, 12_845_056)
+        # Settings that say nothing of it get the class's default; where there are none to read,
+        # those of the checkpoints on the Hub are likely (transformers issue 36292).
+        most = 28 * 28 * 1280 if "preprocessor" in config else 12_845_056
+        self._least, self._most = pixel_budget(config, 56 * 56, most)
 
     def target(self, size: Size) -> Size:
         return shrink_to_pixels(size, max(self._most, self._factor**2))
