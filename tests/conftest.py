@@ -12,6 +12,8 @@ import pytest
 
 pytest.register_assert_rewrite("tests.harness")
 
+from tests.s3 import rclone_server, s3_server  # noqa: E402, F401 - fixtures for every test
+
 HOME = tempfile.TemporaryDirectory(prefix="vlmbatch-tests-", ignore_cleanup_errors=True)
 
 os.environ.pop("VLMBATCH_MODEL", None)
