@@ -100,7 +100,7 @@ def _bad_files(folder: Path) -> list[ImageCase]:
         ("text.jpg", b"<html>404 Not Found</html>", "image_unreadable", "<html>"),
         ("zeros.jpg", bytes(5_000), "image_unreadable", "not an image"),
         ("checksum.png", _with_bad_checksum(png), "image_unreadable", "broken"),
-        ("vector.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image_unreadable", "<svg"),
+        ("vector.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image_unreadable", "an SVG"),
         ("huge header.png", _png_header(200_000, 200_000), "image_too_large", "200000 x 200000"),
     ]
     for name, data, _, _ in files:
@@ -128,8 +128,9 @@ def _not_files(folder: Path) -> list[ImageCase]:
         ImageCase("/dev/zero", "image_unreadable", "device"),
         ImageCase("data:image/png;base64,%%%", "image_unreadable", "base64"),
         ImageCase("data:no comma", "image_unreadable", "comma"),
-        ImageCase("https://user:secret@example.com/x.png?key=s3cr3t", "image_forbidden", "https:"),
-        ImageCase("s3://bucket/x.png", "image_forbidden", "s3:"),
+        ImageCase("https://user:secret@127.0.0.1/x.png?key=s3cr3t", "image_forbidden", "https:"),
+        ImageCase("http://[::1]/x.png", "image_forbidden", "not a public address"),
+        ImageCase("ftp://bucket/x.png", "image_forbidden", "ftp:"),
         ImageCase("gopher://x/y", "image_forbidden", "gopher:"),
         ImageCase("file://elsewhere/x.png", "image_forbidden", "another host"),
         ImageCase("", "bad_row", "empty"),

@@ -15,8 +15,7 @@ from vlmbatch.cli import main
 from vlmbatch.engines.transformers_probe import image_text_types
 from vlmbatch.errors import UsageError
 from vlmbatch.families import FAMILIES, family_for
-from vlmbatch.images.budget import ByteBudget
-from vlmbatch.images.load import ImageLoader, Limits
+from vlmbatch.images.load import ImageLoader, ImageMemory, Limits
 from vlmbatch.job import JobSpec, TaskSpec
 from vlmbatch.manifest import open_manifest
 from vlmbatch.records import ImageRef
@@ -124,7 +123,7 @@ async def _loaded(path: Path, family: str) -> tuple[int, int]:
     with ThreadPoolExecutor(1) as threads:
         loader = ImageLoader(
             base=str(path.parent),
-            budget=ByteBudget(2**20),
+            memory=ImageMemory(2**20),
             executor=threads,
             limits=Limits(),
             target=chosen.target,

@@ -13,9 +13,9 @@ from vlmbatch.engines.base import Engine
 from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage
 from vlmbatch.families import Family
 from vlmbatch.grounding import Size
-from vlmbatch.images.budget import ByteBudget
-from vlmbatch.images.fetch import reference
-from vlmbatch.images.load import ImageLoader, Limits, Loader
+from vlmbatch.images.budget import Reservation
+from vlmbatch.images.fetch import Reach, reference
+from vlmbatch.images.load import ImageLoader, ImageMemory, Limits, Loader
 from vlmbatch.images.urls import ImageUrls
 from vlmbatch.job import JobSpec
 from vlmbatch.reading import CUT, read_answer
@@ -134,21 +134,26 @@ class Answering:
         self.requests = RowRequests(asking, failed)
         self.asked = Asked(engine)
 
-    async def results_of(self, row: Row, *, loaded: Callable[[], None]) -> list[Result]:
+    async def results_of(
+        self, row: Row, *, loaded: Callable[[], None], admitted: Reservation | None = None
+    ) -> list[Result]:
         """All results of the row, in the order of its requests; a failure is a result too.
 
-        ``loaded`` is called once, when the row's images have been loaded, or will not be.
+        ``loaded`` is called once, when the row's images have been loaded, or will not be;
+        ``admitted`` is what the loader said to the row, given back by then.
         """
         requests = self.requests.of(row)
         try:
             if all(request.problem for request in requests):
                 return [self.requests.failed_result(row, request) for request in requests]
-            images = await self._loader.load(row.images)
+            images = await self._loader.load(row.images, admitted)
         except RequestFailed as error:
             return [
                 self.requests.failed_result(row, request, error.failure) for request in requests
             ]
         finally:
+            if admitted is not None:
+                admitted.release()
             loaded()
         row = replace(row, images=tuple(replace(image, data=None) for image in row.images))
         with images:
@@ -167,8 +172,9 @@ class Answering:
         often."""
         if request.problem is not None:
             return self.requests.failed_result(row, request)
-        result = _with_sizes(self.requests.bare_result(row, request), request)
-        again = MORE_TRIES if self._asking.reading.on_truncation == "retry" else 0
+        reading = self._asking.reading
+        result = _with_sizes(self.requests.bare_result(row, request), request, reading.family)
+        again = MORE_TRIES if reading.on_truncation == "retry" else 0
         while True:
             outcome, calls = await self._outcome_of(request)
             result = replace(result, attempts=result.attempts + calls)
@@ -216,13 +222,13 @@ class Answering:
         return replace(result, answer=answer, json=value)
 
 
-def _with_sizes(result: Result, request: Request) -> Result:
+def _with_sizes(result: Result, request: Request, family: Family) -> Result:
     """The result with the sizes of the first image, if it was seen here."""
     image = request.images[0]
     if image.url is not None:
         return result
     given = Size(image.pixels.width, image.pixels.height)
-    return replace(result, image_size=image.size, model_image_size=given)
+    return replace(result, image_size=image.size, model_image_size=family.seen(given))
 
 
 def make_loader(job: JobSpec, family: Family, *, base: str, threads: Executor) -> Loader:
@@ -231,9 +237,18 @@ def make_loader(job: JobSpec, family: Family, *, base: str, threads: Executor) -
         return ImageUrls()
     return ImageLoader(
         base=base,
-        budget=ByteBudget(job.image_memory),
+        memory=ImageMemory(job.image_memory),
         executor=threads,
-        limits=Limits(max_bytes=job.max_image_bytes, max_pixels=job.max_image_pixels),
+        limits=Limits(
+            Reach(
+                max_bytes=job.max_image_bytes,
+                at_once=job.fetch_concurrency,
+                seconds=job.fetch_timeout,
+                roots=tuple(job.allow_roots),
+                allow_private=job.allow_private_hosts,
+            ),
+            max_pixels=job.max_image_pixels,
+        ),
         target=family.target,
         prepare=family.prepare,
     )

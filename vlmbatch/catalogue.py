@@ -33,6 +33,7 @@ def describe_families() -> list[dict[str, Any]]:
             "boxes": entry.boxes or "none",
             "evidence": entry.evidence,
             "own_code": entry.own_code,
+            "requirements": ", ".join(entry.requirements),
             "transformers": _types_in_transformers(entry),
             "note": entry.note,
         }

@@ -302,6 +302,27 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
     click.option("--image-memory", help="For images, per worker. Default: 1GiB."),
     click.option("--max-image-pixels", type=int, help="Larger images fail. Default: 178,956,970."),
     click.option("--max-image-bytes", help="Larger files fail. Default: 256MiB."),
+    click.option(
+        "--fetch-concurrency",
+        type=int,
+        metavar="N",
+        help="Images fetched at once from one host or store, per worker. Default: 32.",
+    ),
+    click.option("--fetch-timeout", help="For one answer of a host or store. Default: 60s."),
+    click.option(
+        "--allow-private-hosts",
+        is_flag=True,
+        default=None,
+        help="Image URLs may name hosts that are not on the public internet.",
+    ),
+    click.option(
+        "--allow-root",
+        "allow_roots",
+        multiple=True,
+        metavar="DIR",
+        help="Local images must be below DIR; repeatable. Default: a manifest on a local disk may "
+        "name any file, one from elsewhere none.",
+    ),
     click.option("--start-timeout", help="Until a worker is ready. Default: 30min."),
     click.option("--stall-timeout", help="A worker without progress is replaced. Default: 15min."),
     click.option(
@@ -528,11 +549,12 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
             *("output", "model", "revision", "columns", "limit", "family", "box_space", "workers"),
             *("gpus_per_worker", "executor", "ray_address", "checkpoint_rows", "part_rows"),
             *("max_failure_rate", "image_memory", "max_image_pixels", "max_image_bytes"),
+            *("fetch_concurrency", "fetch_timeout", "allow_private_hosts"),
             *("start_timeout", "stall_timeout", "trust_remote_code"),
         )
         if key in given
     }
-    for key in ("manifest", "carry", "include", "exclude"):
+    for key in ("manifest", "carry", "include", "exclude", "allow_roots"):
         if key in given:
             values[key] = list(given[key])
     if "system" in given:

@@ -11,6 +11,7 @@
     │   ├── EngineStartError      the engine cannot start here
     │   ├── ManifestUnreachable   the manifest's store is gone, or does not let us in
     │   ├── EndpointError         the endpoint is gone, or does not let us in
+    │   ├── CredentialsRefused    a store of images does not let us in
     │   └── WorkerRefused         a worker does not see what the driver sees
     ├── EngineDead                the engine died under its worker; the worker ends, not the run
     └── RequestFailed             one request, or one row, failed: carries its Failure
@@ -113,6 +114,10 @@ class ManifestUnreachable(RunStopped):
 
 class EndpointError(RunStopped):
     """The endpoint cannot be reached, has not answered for too long, or does not let us in."""
+
+
+class CredentialsRefused(RunStopped):
+    """The credentials for a store of images are missing, wrong or expired: no row's fault."""
 
 
 class WorkerRefused(RunStopped):

@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from vlmbatch.errors import FingerprintMismatch, UsageError
 
@@ -134,6 +142,11 @@ class SamplingSpec(Section):
     )
 
 
+def _absolute(folders: list[str]) -> list[str]:
+    """Workers may start elsewhere."""
+    return [os.path.abspath(folder) for folder in folders]
+
+
 def _as_tasks(value: object) -> object:
     if isinstance(value, str):
         value = [value]
@@ -190,6 +203,16 @@ class JobSpec(Section):
     image_memory: Bytes = Field(2**30, description="bytes of images held per worker")
     max_image_pixels: int = Field(178_956_970, ge=1, description="larger images fail")
     max_image_bytes: Bytes = Field(2**28, description="larger files fail")
+    fetch_concurrency: int = Field(
+        32, ge=1, description="images fetched at once from one host or store, per worker"
+    )
+    fetch_timeout: Seconds = Field(60.0, description="for one answer of a host or store")
+    allow_private_hosts: bool = Field(
+        False, description="image URLs may name hosts that are not on the public internet"
+    )
+    allow_roots: Annotated[list[str], BeforeValidator(_as_list), AfterValidator(_absolute)] = Field(
+        default_factory=list, description="folders below which local images must be"
+    )
     start_timeout: Seconds = Field(1800.0, description="until a worker is ready")
     stall_timeout: Seconds = Field(900.0, description="without any progress of a busy worker")
 

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit, urlunsplit
 from vlmbatch.errors import UsageError
 
 _SCHEME = re.compile(r"(?:file|data)(?=:)|[a-z][a-z0-9+.-]*(?=://|::)", re.IGNORECASE)
+PAGE = re.compile(r"#page=([0-9]{1,6})$")
+"""The end of a URI that means one page of a document, counted from 1."""
 _CHAINED = re.compile(r"::(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}
 EXTRAS |= {"abfss": "azure", "adl": "azure", "hf": "hub"}
@@ -41,7 +43,7 @@ def without_secrets(uri: str) -> str:
     """
     scheme = scheme_of(uri)
     if scheme == "data":
-        return uri.partition(",")[0]
+        return uri[: uri.find(",")] if "," in uri else uri  # never a copy of what may be a gigabyte
     if scheme is None or "://" not in uri:
         return uri
     if chained := _CHAINED.search(uri):  # zip://member::https://user:key@host/file.zip?signature
@@ -51,11 +53,13 @@ def without_secrets(uri: str) -> str:
     except ValueError:
         return uri.partition("?")[0]
     host = parts.netloc if EXTRAS.get(scheme) == "azure" else parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    page = parts.fragment if PAGE.fullmatch(f"#{parts.fragment}") else ""
+    return urlunsplit((parts.scheme, host, parts.path, "", page))
 
 
-def filesystem_of(uri: str) -> tuple[Any, str]:
-    """(the fsspec filesystem of a URI, the path in it). Listings are never cached.
+def filesystem_of(uri: str, **options: Any) -> tuple[Any, str]:
+    """(the fsspec filesystem of a URI, the path in it). Listings are never cached; ``options`` go
+    to the filesystem.
 
     Raises UsageError for a scheme that nothing here reads.
     """
@@ -63,7 +67,7 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
 
     scheme = scheme_of(uri) or "file"
     try:
-        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False, **options)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
         raise UsageError(
@@ -115,6 +119,8 @@ _BY_CODE = {
     ),
 }
 _BY_NAME = {
+    "RepositoryNotFoundError": Trouble.MISSING,  # the Hub says 401 for it to whoever is unknown
+    "GatedRepoError": Trouble.FORBIDDEN,
     "NoCredentialsError": Trouble.CREDENTIALS,
     "PartialCredentialsError": Trouble.CREDENTIALS,
     "TokenRetrievalError": Trouble.CREDENTIALS,
@@ -133,11 +139,11 @@ def trouble_of(error: BaseException) -> Trouble:
     """What the error means, by the store's own code where it has one, else by its kind."""
     causes = list(_causes(error))
     for cause in causes:
+        if type(cause).__name__ in _BY_NAME:
+            return _BY_NAME[type(cause).__name__]
         code = _code_of(cause)
         if code in _BY_CODE:
             return _BY_CODE[code]
-        if type(cause).__name__ in _BY_NAME:
-            return _BY_NAME[type(cause).__name__]
     for cause in causes:
         match cause:
             case FileNotFoundError() | NotADirectoryError():

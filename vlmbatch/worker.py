@@ -24,6 +24,7 @@ from vlmbatch import __version__
 from vlmbatch.answering import Answering, make_loader
 from vlmbatch.engines import make_engine
 from vlmbatch.errors import (
+    CredentialsRefused,
     EndpointError,
     EngineDead,
     EngineStartError,
@@ -33,6 +34,7 @@ from vlmbatch.errors import (
     WorkerRefused,
 )
 from vlmbatch.grounding import Size
+from vlmbatch.images.budget import Reservation
 from vlmbatch.intervals import Intervals
 from vlmbatch.manifest import Manifest, RowStream
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Message, Progress, Ready, Setup, Work
@@ -53,6 +55,8 @@ USUAL = Size(640, 480)
 READ_ROWS = 64
 READ_BYTES = 8 * 2**20
 LOADING_ROWS = 32
+FETCHING_ROWS = 128
+"""In place of these where the manifest names the images, which may be far away."""
 SHARD_BYTES = 64 * 2**20
 PROGRESS_SECONDS = 2.0
 
@@ -97,6 +101,7 @@ class Worker:
         self._engine = make_engine(
             job,
             self._run_file.model,
+            self._asking.family,
             many_images=self._asking.columns.images_as_lists,
             image_size=self._asking.family.target(USUAL),
         )
@@ -110,7 +115,8 @@ class Worker:
         self._answering = Answering(self._asking, self._loader, self._engine, failed)
         self._open: dict[int, OpenLease] = {}
         self._rows: set[asyncio.Task[None]] = set()
-        self._loading = asyncio.Semaphore(LOADING_ROWS)
+        fetched = self._asking.columns.images_as_uris  # little is held of a row that waits
+        self._loading = asyncio.Semaphore(FETCHING_ROWS if fetched else LOADING_ROWS)
         self._end: asyncio.Future[None] | None = None
 
     def _output(self) -> Output:
@@ -149,7 +155,7 @@ class Worker:
             with contextlib.suppress(VlmbatchError):  # what was answered before is worth keeping
                 if isinstance(error, ManifestError | ManifestUnreachable):
                     await self._drain(1.0, feeder)
-                elif isinstance(error, EngineDead | EndpointError):
+                elif isinstance(error, EngineDead | EndpointError | CredentialsRefused):
                     await self._keep_answered(feeder)
             self._emit(_broken(error))
         finally:
@@ -159,6 +165,8 @@ class Worker:
                 task.cancel()
             with contextlib.suppress(Exception):
                 await self._engine.close()
+            with contextlib.suppress(Exception):
+                await self._loader.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._reader.shutdown(wait=False, cancel_futures=True)
 
@@ -227,8 +235,9 @@ class Worker:
                 if work.mode == Mode.NORMAL:
                     await self._in_flight.acquire()
                     await self._loading.acquire()
+                    admitted = await self._loader.admit(row.images)
                     self._answering.asked.fed()
-                    task = asyncio.create_task(self._guarded(self._row_task(lease, row)))
+                    task = asyncio.create_task(self._guarded(self._row_task(lease, row, admitted)))
                     self._rows.add(task)
                     task.add_done_callback(self._rows.discard)
                 else:
@@ -244,9 +253,11 @@ class Worker:
         self._take(lease, row.row, results)
         await self._commit(lease)
 
-    async def _row_task(self, lease: OpenLease, row: Row) -> None:
+    async def _row_task(self, lease: OpenLease, row: Row, admitted: Reservation | None) -> None:
         try:
-            results = await self._answering.results_of(row, loaded=self._loading.release)
+            results = await self._answering.results_of(
+                row, loaded=self._loading.release, admitted=admitted
+            )
         finally:
             self._in_flight.release()
         self._take(lease, row.row, results)
@@ -294,7 +305,7 @@ class Worker:
         return Committed(rows.first, rows.stop, counts)
 
     async def _keep_answered(self, feeder: asyncio.Task[None]) -> None:
-        """The engine is dead: commit all rows that it answered, wherever they stand in a lease."""
+        """The engine or a store is gone: commit all answered rows, wherever in a lease."""
         feeder.cancel()
         for task in list(self._rows):
             task.cancel()

@@ -264,8 +264,13 @@ def test_the_message_says_what_was_found():
     assert failure_of(jpeg[:-900]).message.startswith("truncated JPEG: image file is truncated")
     text = failure_of(b"<!DOCTYPE html>\n<title>404</title>")
     assert text.message == (
+        "an HTML page, not an image: starts with <!DOCTYPE html> <title>404</title>"
+    )
+    vector = failure_of(b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>")
+    assert vector.message.startswith("an SVG, which is no picture of pixels")
+    assert failure_of(b"not an image").message == (
         "not an image, or its header is broken: "
-        'starts with 3c 21 44 4f 43 54 59 50 ("<!DOCTYPE html>.")'
+        'starts with 6e 6f 74 20 61 6e 20 69 ("not an image")'
     )
     for data in (b"", b"x", b"<svg xmlns='http://www.w3.org/2000/svg'/>", png(0, 5)):
         assert failure_of(data).code is ErrorCode.IMAGE_UNREADABLE

@@ -1,27 +1,48 @@
 """Where an image's bytes come from, and what is said when they do not come."""
 
+import asyncio
 import base64
 import os
 import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage
-from vlmbatch.images.fetch import fetch, file_errors, locate, read, reference
+from vlmbatch.images.failures import Larger
+from vlmbatch.images.fetch import Fetcher, Reach, page_of, reference
+from vlmbatch.images.local import LocalFiles, file_errors
 from vlmbatch.records import ImageRef
 
 MAX = 1000
 
 
-def bytes_of(uri, base="/nowhere", max_bytes=MAX):
-    return fetch(ImageRef(uri=uri), base=str(base), max_bytes=max_bytes)
+def fetch(ref: ImageRef, *, base="/nowhere", max_bytes=MAX, roots=()) -> bytes:
+    """All bytes of an image, with as much reserved as it may have."""
+
+    async def scene() -> bytes:
+        reach = Reach(max_bytes=max_bytes, roots=tuple(map(str, roots)))
+        with ThreadPoolExecutor(2) as executor:
+            fetcher = Fetcher(base=str(base), reach=reach, executor=executor)
+            try:
+                return await fetcher.fetch(ref, max_bytes)
+            finally:
+                await fetcher.close()
+
+    return asyncio.run(scene())
 
 
-def failure_of(uri=None, base="/nowhere", data=None, max_bytes=MAX) -> Failure:
+def bytes_of(uri, base="/nowhere", max_bytes=MAX, roots=()):
+    return fetch(ImageRef(uri=uri), base=base, max_bytes=max_bytes, roots=roots)
+
+
+def failure_of(uri=None, base="/nowhere", data=None, max_bytes=MAX, roots=()) -> Failure:
     with pytest.raises(RequestFailed) as caught:
-        fetch(ImageRef(uri=uri, data=data), base=str(base), max_bytes=max_bytes)
+        fetch(ImageRef(uri=uri, data=data), base=base, max_bytes=max_bytes, roots=roots)
     failure = caught.value.failure
     assert failure.stage is Stage.LOAD
     assert "\n" not in failure.message
@@ -98,8 +119,13 @@ def test_data_uris_in_base64_and_percent_encoded():
         ("data:," + "x" * 1001, ErrorCode.IMAGE_TOO_LARGE, "more than the 1,000"),
         ("data:," + "x" * 9000, ErrorCode.IMAGE_TOO_LARGE, "more than the 1,000"),
         ("file://elsewhere/a.png", ErrorCode.IMAGE_FORBIDDEN, "another host"),
-        ("s3://bucket/a.png", ErrorCode.IMAGE_FORBIDDEN, "cannot read s3: URIs: s3://bucket/a.png"),
-        ("https://u:pw@h/a.png?k=pw", ErrorCode.IMAGE_FORBIDDEN, "https://h/a.png (this version"),
+        ("ftp://u:pw@h/a.png?k=pw", ErrorCode.IMAGE_FORBIDDEN, "not read from ftp: ftp://h/a.png"),
+        ("local:///etc/hostname", ErrorCode.IMAGE_FORBIDDEN, "not read from local:"),
+        ("simplecache::file:///etc/hostname", ErrorCode.IMAGE_FORBIDDEN, "from simplecache:"),
+        ("reference://x", ErrorCode.IMAGE_FORBIDDEN, "not read from reference:"),
+        ("s3://b/k::file:///etc/hostname", ErrorCode.IMAGE_FORBIDDEN, "not read from s3:"),
+        ("http:///a.png", ErrorCode.IMAGE_MISSING, "not a URL"),
+        ("http://h:70000/a.png", ErrorCode.IMAGE_MISSING, "not a URL"),
     ],
 )
 def test_a_failure_names_the_image_and_its_cause(tmp_path, monkeypatch, uri, code, message):
@@ -139,19 +165,85 @@ def test_a_manifest_elsewhere_may_not_name_local_files():
         failure = failure_of(uri, "s3://bucket/lists")
         assert failure.code is ErrorCode.IMAGE_FORBIDDEN
         assert "may not name local files" in failure.message
-    assert "s3://bucket/lists/a.png" in failure_of("a.png", "s3://bucket/lists/").message
+    assert "ftp://h/lists/a.png" in failure_of("a.png", "ftp://h/lists/").message
 
 
-def test_a_file_that_changed_under_the_reader_may_be_tried_again(tmp_path: Path):
-    path = tmp_path / "a.png"
-    path.write_bytes(b"abc")
-    source = locate(ImageRef(uri="a.png"), base=str(tmp_path), max_bytes=MAX)
-    for changed in (b"ab", b"abcd"):
-        path.write_bytes(changed)
-        with pytest.raises(RequestFailed) as caught:
-            read(source)
-        assert caught.value.failure.code is ErrorCode.FETCH_FAILED
-        assert caught.value.failure.retryable
+def test_a_file_above_what_is_reserved_is_not_read(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"x" * 900)
+    files = LocalFiles(str(tmp_path), (), MAX)
+    with pytest.raises(Larger) as caught:
+        files.read("a.png", "a.png", 899)
+    assert caught.value.size == 900
+    assert files.read("a.png", "a.png", 900) == b"x" * 900
+
+
+@pytest.fixture
+def two_folders(tmp_path: Path) -> Path:
+    for name in ("inside", "outside", "inside-not"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"abc")
+    (tmp_path / "inside" / "link.png").symlink_to("../outside/a.png")
+    (tmp_path / "outside" / "back.png").symlink_to("../inside/a.png")
+    return tmp_path
+
+
+def test_with_roots_a_file_must_be_below_one_of_them(two_folders: Path):
+    def allowed(uri: str, *roots: str, base: str = str(two_folders)) -> bool:
+        paths = [two_folders / root for root in roots]
+        try:
+            return bytes_of(uri, base, roots=paths) == b"abc"
+        except RequestFailed as error:
+            if "not below an --allow-root" not in error.failure.message:
+                raise
+            return error.failure.code is not ErrorCode.IMAGE_FORBIDDEN
+
+    assert allowed("inside/a.png", "inside")
+    assert allowed("inside/a.png", "outside", "inside")
+    assert allowed("outside/../inside/a.png", "inside")
+    assert allowed("outside/back.png", "inside")  # what it is counts, not what leads to it
+    assert not allowed("outside/a.png", "inside")
+    assert not allowed("inside/../outside/a.png", "inside")
+    assert not allowed("inside/link.png", "inside")
+    assert not allowed("inside-not/a.png", "inside")
+    assert not allowed("file:///etc/hostname", "inside")
+    elsewhere = "s3://bucket/lists"
+    assert allowed(str(two_folders / "inside" / "a.png"), "inside", base=elsewhere)
+    assert not allowed(str(two_folders / "outside" / "a.png"), "inside", base=elsewhere)
+
+
+def test_what_a_root_hides_does_not_show_whether_it_exists(two_folders: Path):
+    failure = failure_of("outside/gone.png", two_folders, roots=[two_folders / "inside"])
+    assert failure.code is ErrorCode.IMAGE_FORBIDDEN
+
+
+def test_the_page_of_a_document():
+    assert page_of(ImageRef(uri="scan.tif#page=12")) == 12
+    assert page_of(ImageRef(uri="s3://b/scan.tif?versionId=v#page=3")) == 3
+    assert page_of(ImageRef(uri="scan#page.tif")) is None
+    assert page_of(ImageRef(data=b"abc")) is None
+    shown = reference(ImageRef(uri="https://u:pw@h/scan.tif?sig=pw#page=2"))
+    assert shown == "https://h/scan.tif#page=2"
+
+
+def test_a_data_uri_of_a_gigabyte_is_refused_without_a_copy():
+    script = (
+        "import resource;"
+        "from vlmbatch.images.data_uri import data_of;"
+        "from vlmbatch.images.fetch import reference;"
+        "from vlmbatch.records import ImageRef;"
+        "from vlmbatch.errors import RequestFailed;\n"
+        "uri = 'data:image/png;base64,' + 'A' * 2**30\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert reference(ImageRef(uri=uri)) == 'data:image/png'\n"
+        "try: data_of('it', uri, 2**28)\n"
+        "except RequestFailed as error: print(error.failure.code, error.failure.message)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, grown = done.stdout.splitlines()
+    assert said == "image_too_large 805,306,368 bytes, more than the 268,435,456 allowed: it"
+    assert int(grown) < 64  # MiB
 
 
 def test_trouble_with_the_disk_may_be_tried_again():

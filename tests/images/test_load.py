@@ -11,7 +11,7 @@ from PIL import Image
 from vlmbatch.errors import ErrorCode, RequestFailed, Stage, failed
 from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget
-from vlmbatch.images.load import ImageLoader, Limits
+from vlmbatch.images.load import ImageLoader, ImageMemory, Limits
 from vlmbatch.records import ImageRef
 
 LIMITS = Limits(backoff=0)
@@ -73,8 +73,11 @@ async def settle() -> None:
 
 
 def loader(folder, budget: ByteBudget, executor: Executor, limits=LIMITS, target=None):
+    """``budget`` is that of the pixels; there is room enough for what is encoded."""
+    memory = ImageMemory(2**30)
+    memory.pixels = budget
     return ImageLoader(
-        base=str(folder), budget=budget, executor=executor, limits=limits, target=target
+        base=str(folder), memory=memory, executor=executor, limits=limits, target=target
     )
 
 
@@ -119,7 +122,7 @@ def test_the_key_is_of_the_content_and_of_the_size_given_to_the_model(folder):
     ("uri", "code", "message"),
     [
         ("gone.png", ErrorCode.IMAGE_MISSING, "no such file: gone.png"),
-        ("text.jpg", ErrorCode.IMAGE_UNREADABLE, "text.jpg: not an image, or its header is broken"),
+        ("text.jpg", ErrorCode.IMAGE_UNREADABLE, "text.jpg: an HTML page, not an image"),
         ("wide.png", ErrorCode.IMAGE_TOO_LARGE, "wide.png: 400 x 100 is 40,000 pixels"),
     ],
 )

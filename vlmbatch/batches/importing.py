@@ -208,8 +208,16 @@ class _RecordedSize:
     def __init__(self, size: Size, given: Size) -> None:
         self._image = LoadedImage(_blank(given), size, "")
 
-    async def load(self, refs: Sequence[ImageRef]) -> LoadedImages:
+    async def admit(self, refs: Sequence[ImageRef]) -> None:
+        pass
+
+    async def load(
+        self, refs: Sequence[ImageRef], admitted: Reservation | None = None
+    ) -> LoadedImages:
         return LoadedImages((self._image,) * len(refs), Reservation(ByteBudget(0), 0))
+
+    async def close(self) -> None:
+        pass
 
 
 @lru_cache(maxsize=4)

@@ -209,6 +209,7 @@ class _Export:
             raise group.exceptions[0] from None
         finally:
             bar.close()
+            await self._loader.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
         failed.flush()
         summary.answered = summary.rows - summary.exported - summary.failed - summary.too_large

@@ -141,5 +141,12 @@ ENTRIES = (
         matches=lambda config, model: config.get("model_type") in ("minicpmv", "minicpmo"),
         make=MiniCPM,
         own_code=True,
+        requirements=(
+            "transformers==4.44.2",
+            "tokenizers==0.19.1",
+            "huggingface_hub==0.36.2",
+            "sentencepiece==0.2.1",
+        ),
+        note="vLLM has the model; MiniCPM-V 1 and 2 need torchvision and timm too",
     ),
 )

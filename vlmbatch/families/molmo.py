@@ -97,6 +97,13 @@ ENTRIES = (
         matches=lambda config, model: config.get("model_type") == "molmo",
         make=lambda config: Molmo(),
         own_code=True,
+        requirements=(
+            "transformers==4.45.2",
+            "tokenizers==0.20.3",
+            "huggingface_hub==0.36.2",
+            "einops==0.8.1",
+        ),
+        note="its own code needs torchvision too; vLLM has the model",
     ),
     Entry(
         name=Molmo2.name,

@@ -67,6 +67,7 @@ ENTRIES = (
         matches=lambda config, model: config.get("model_type") in ("moondream1", "moondream3"),
         make=lambda config: Moondream(),
         own_code=True,
-        note="vLLM has only captions and questions, and those only of Moondream 3",
+        note="--engine-arg points=true asks for points instead of boxes; vLLM has only captions "
+        "and questions, and those only of Moondream 3",
     ),
 )

@@ -85,6 +85,12 @@ ENTRIES = (
         matches=lambda config, model: config.get("model_type") == "phi3_v",
         make=_of_phi35,
         own_code=True,
+        requirements=(
+            "transformers==4.43.0",
+            "tokenizers==0.19.1",
+            "huggingface_hub==0.36.2",
+        ),
+        note="its own code needs torchvision too; vLLM has the model",
     ),
     Entry(
         name=Phi4.name,

@@ -6,32 +6,40 @@ import math
 import struct
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import BinaryIO
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
 from vlmbatch.errors import ErrorCode, RequestFailed, Stage, failed
 from vlmbatch.grounding import Size
+from vlmbatch.images.pdf import pdf_size, render_pdf
 
 # Formats whose size in the header is the size that is decoded. Left out on purpose: EPS (runs
 # Ghostscript), ICO and ICNS (hold images with headers of their own), and those with weak magic.
 _WANTED = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "QOI")
+_PLUGINS = ("HEIF",)  # the extra `formats`; not pillow_jxl, which decodes before the size is known
 
 # Set up once, on import, and never from the threads that decode: Pillow loads its plugins lazily
 # without a lock, and warning filters belong to the whole process.
 Image.init()
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # Pillow's own bomb check warns or raises at fixed numbers; _open checks every image against
 # max_pixels before decoding, and _WANTED holds no format that decodes more than its header says.
 Image.MAX_IMAGE_PIXELS = None
-_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+_FORMATS = tuple(name for name in (*_WANTED, *_PLUGINS) if name in Image.OPEN)
 
-_PEAKS = {"WEBP": 16, "AVIF": 12, "JPEG2000": 16}  # decoders with buffers of their own
+_PEAKS = {"WEBP": 16, "AVIF": 12, "JPEG2000": 16, "HEIF": 16}  # decoders with buffers of their own
 _ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258
+_PDF = b"%PDF-"
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"hevx")
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -69,12 +77,14 @@ class Decoded:
     size: Size
 
 
-def header(data: bytes | BinaryIO, *, max_pixels: int) -> Header:
-    """Reads the header only; image_too_large above ``max_pixels``.
+def header(data: bytes, *, max_pixels: int, page: int | None = None) -> Header:
+    """Reads the header only; image_too_large above ``max_pixels``. ``page`` counts from 1.
 
     A PNG whose orientation stands behind its pixels is taken as upright here; ``decode`` sees it.
     """
-    image = _open(data, max_pixels)
+    if data.startswith(_PDF):
+        return Header(Size(*pdf_size(data, page or 1, max_pixels)), "RGBA", "PDF")
+    image = _open(data, max_pixels, page)
     with _explained(image.format or "image"):
         # A TIFF reports its size upright, and rotates itself when it is decoded.
         orientation = 1 if image.format == "TIFF" else _orientation(image)
@@ -82,13 +92,21 @@ def header(data: bytes | BinaryIO, *, max_pixels: int) -> Header:
 
 
 def decode(
-    data: bytes, *, max_pixels: int, target: Callable[[Size], Size] | None = None
+    data: bytes,
+    *,
+    max_pixels: int,
+    target: Callable[[Size], Size] | None = None,
+    page: int | None = None,
 ) -> Decoded:
-    """The first frame, upright, RGB, transparency on white, resized to ``target(upright size)``.
+    """The first frame, or page ``page`` from 1, upright, RGB, transparency on white, resized to
+    ``target(upright size)``.
 
-    16-bit and float grey are scaled to 8 bits; colour profiles are not applied.
+    12- and 16-bit and float grey are scaled to 8 bits; the colour profile of an RGB image is
+    applied, so that it comes out as sRGB.
     """
-    image = _open(data, max_pixels)
+    if data.startswith(_PDF):
+        return _pdf_page(data, page or 1, max_pixels, target)
+    image = _open(data, max_pixels, page)
     kind = image.format or "image"
     draft = None if target is None else _draft(image, target)
     with _explained(kind):
@@ -103,6 +121,7 @@ def decode(
             pixels = pixels.resize(wanted, Resampling.LANCZOS, box=box, reducing_gap=_GAP)
         if orientation in _UPRIGHT:
             pixels = pixels.transpose(_UPRIGHT[orientation])
+        pixels = _in_srgb(pixels, image)
         if pixels is image:
             pixels = pixels.copy()  # a plain image: it does not hold on to the encoded bytes
         pixels.info = {}
@@ -114,9 +133,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I;16":
-        return _grey(image, 0, 65535)
+        return _grey(image, 0, _white_16(image))
     if image.mode.startswith("I;16"):  # other byte orders
-        return _grey(image.convert("I"), 0, 65535)
+        return _grey(image.convert("I"), 0, _white_16(image))
     if image.mode in ("I", "F"):
         return _grey(image, *_deep_range(image))
     if image.mode == "La":
@@ -129,29 +148,86 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _open(data: bytes | BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
-    file = BytesIO(data) if isinstance(data, bytes) else data
-    start = b""
+def _pdf_page(
+    data: bytes, page: int, max_pixels: int, target: Callable[[Size], Size] | None
+) -> Decoded:
+    with _explained("PDF"):
+        pixels = render_pdf(data, page, max_pixels)
+    size = Size(*pixels.size)
+    wanted = size if target is None else target(size)
+    if wanted != size:
+        shape = (wanted.width, wanted.height)
+        pixels = pixels.resize(shape, Resampling.LANCZOS, reducing_gap=_GAP)
+    return Decoded(pixels, size)
+
+
+def _in_srgb(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """``pixels``, of ``image``, as sRGB; unchanged where there is no profile, or a broken one."""
+    profile = image.info.get("icc_profile")
+    if image.mode != "RGB" or not isinstance(profile, bytes) or b"sRGB" in profile[:1024]:
+        return pixels
+    try:
+        given = ImageCms.ImageCmsProfile(BytesIO(profile))
+        return ImageCms.profileToProfile(pixels, given, ImageCms.createProfile("sRGB")) or pixels
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return pixels
+
+
+def _white_16(image: Image.Image) -> int:
+    """What white is in 16-bit grey: a TIFF may hold 12 bits in it."""
+    tags = getattr(image, "tag_v2", {})
+    return 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+
+
+def _open(data: bytes, max_pixels: int, page: int | None) -> ImageFile.ImageFile:
+    """The image at its page, with its size checked."""
+    image = _first(data)
+    _check_pixels(image, max_pixels)
+    if page is not None and page != 1:
+        try:
+            image.seek(page - 1)
+        except (EOFError, ValueError):
+            pages = getattr(image, "n_frames", 1)
+            raise _failed(ErrorCode.IMAGE_MISSING, f"no page {page}: it has {pages}") from None
+        except Exception as error:
+            message = f"broken {image.format}: page {page}: {_one_line(error)}"
+            raise _failed(ErrorCode.IMAGE_UNREADABLE, message) from error
+        _check_pixels(image, max_pixels)  # each page of a TIFF has its own size
+    return image
+
+
+def _first(data: bytes) -> ImageFile.ImageFile:
     try:
         with _explained("image"):
-            start = file.read(16)
-            file.seek(0)
-            image = Image.open(file, formats=_FORMATS)
-            width, height = image.size
+            return Image.open(BytesIO(data), formats=_FORMATS)
     except RequestFailed as error:
         if isinstance(error.__cause__, UnidentifiedImageError):
-            raise _failed(ErrorCode.IMAGE_UNREADABLE, _unknown(start)) from error.__cause__
+            raise _failed(ErrorCode.IMAGE_UNREADABLE, _unknown(data[:512])) from error.__cause__
         raise
+
+
+def _check_pixels(image: ImageFile.ImageFile, max_pixels: int) -> None:
+    width, height = image.size
     if width < 1 or height < 1:
         message = f"broken {image.format}: {width} x {height} pixels"
         raise _failed(ErrorCode.IMAGE_UNREADABLE, message)
     if width * height > max_pixels:
         message = f"{width} x {height} is {width * height:,} pixels, more than {max_pixels:,}"
         raise _failed(ErrorCode.IMAGE_TOO_LARGE, message)
-    return image
 
 
 def _unknown(start: bytes) -> str:
+    words = start.lower()
+    if b"<svg" in words:
+        return "an SVG, which is no picture of pixels: render it to PNG before the run"
+    if b"<!doctype html" in words or b"<html" in words:
+        came = " ".join(start[:60].decode("ascii", "replace").split())
+        return f"an HTML page, not an image: starts with {came}"
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "JPEG XL is not read: its size is not known before it is decoded"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        return "a HEIC image, which needs a library that is not installed (extra 'formats')"
+    start = start[:16]
     text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in start)
     return f'not an image, or its header is broken: starts with {start[:8].hex(" ")} ("{text}")'
 

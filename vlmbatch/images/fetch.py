@@ -1,67 +1,185 @@
-"""An image's encoded bytes: embedded, from a local file, or from a ``file:`` or ``data:`` URI."""
+"""An image's encoded bytes, from wherever its reference points."""
 
 from __future__ import annotations
 
-import base64
-import errno
+import asyncio
 import os
 import re
-import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from io import BytesIO
-from typing import BinaryIO
-from urllib.parse import unquote_to_bytes
+from functools import partial
+from typing import TypeVar
 
-from vlmbatch.errors import ErrorCode, RequestFailed, Stage, failed
+from vlmbatch.images.archives import ArchiveImages
+from vlmbatch.images.data_uri import data_of, data_size
+from vlmbatch.images.failures import (
+    Larger,
+    forbidden,
+    missing,
+    too_many_bytes,
+    unreadable,
+)
+from vlmbatch.images.http import HttpImages
+from vlmbatch.images.local import LocalFiles
+from vlmbatch.images.stores import STORES, StoreImages
 from vlmbatch.records import ImageRef
-from vlmbatch.storage import scheme_of, without_secrets
+from vlmbatch.storage import PAGE, is_local, scheme_of, without_secrets
 
-_NEVER_A_FILE = (errno.ENAMETOOLONG, errno.ELOOP)
 _MEDIA_TYPE = re.compile(r"data:([a-z]+/[a-z0-9.+-]{1,60}(?=[;,]))?", re.IGNORECASE)
+FIRST_BYTES, LEAST_BYTES = 4 * 2**20, 2**18
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Encoded bytes, found but not yet read. ``open`` gives a seekable file of ``size`` bytes."""
+class Reach:
+    """What the images of a run may name, and how they are asked for.
 
-    name: str
-    size: int
-    open: Callable[[], BinaryIO]
-
-
-def fetch(ref: ImageRef, *, base: str, max_bytes: int) -> bytes:
-    """The encoded bytes of an image; blocks. Relative paths start at ``base``.
-
-    Raises RequestFailed: missing, forbidden, unreadable, too large, or fetch_failed (retryable).
+    ``at_once``: requests to one host or store. ``seconds``: for one answer. ``max_bytes``: of one
+    image.
     """
-    return read(locate(ref, base=base, max_bytes=max_bytes))
+
+    max_bytes: int = 256 * 1024 * 1024
+    at_once: int = 32
+    seconds: float = 60.0
+    roots: tuple[str, ...] = ()
+    allow_private: bool = False
 
 
-def locate(ref: ImageRef, *, base: str, max_bytes: int) -> Source:
-    """Where the bytes are and how many, checked against ``max_bytes``; no file is opened yet."""
-    if ref.data is not None:
-        source = _memory(reference(ref) or "embedded image", ref.data)
-    elif not ref.uri:
-        raise _failed(ErrorCode.IMAGE_MISSING, "the row names no image")
-    else:
-        source = _byscheme_of(ref.uri, base=base, max_bytes=max_bytes)
-    if source.size == 0:
-        raise _failed(ErrorCode.IMAGE_UNREADABLE, f"empty (0 bytes): {source.name}")
-    if source.size > max_bytes:
-        raise _too_many_bytes(source.name, source.size, max_bytes)
-    return source
+class Fetcher:
+    """``fetch`` for one event loop. Blocking work is done by ``executor``; ``base`` is the
+    manifest's folder, where relative paths start."""
+
+    def __init__(self, *, base: str, reach: Reach, executor: Executor) -> None:
+        self._base = base
+        self._executor = executor
+        self._max_bytes = reach.max_bytes
+        self._local = LocalFiles(base, reach.roots, reach.max_bytes)
+        self._http = HttpImages(
+            max_bytes=reach.max_bytes,
+            at_once=reach.at_once,
+            seconds=reach.seconds,
+            allow_private=reach.allow_private,
+        )
+        self._stores = StoreImages(
+            max_bytes=reach.max_bytes,
+            at_once=reach.at_once,
+            seconds=reach.seconds,
+            executor=executor,
+        )
+        self._places = _Places(self._local, self._stores, executor)
+        self._archives = ArchiveImages(max_bytes=reach.max_bytes, executor=executor)
+        self._usual = Usual(reach.max_bytes)
+
+    def expected(self, ref: ImageRef) -> int:
+        """Bytes to reserve before ``fetch``: at most so many where they are here already, else
+        about as many as the images had lately."""
+        if ref.data is not None:
+            return len(ref.data)
+        if ref.uri and scheme_of(ref.uri) == "data":
+            return min(data_size(ref.uri), self._max_bytes)
+        return self._usual.size
+
+    async def fetch(self, ref: ImageRef, reserved: int) -> bytes:
+        """All bytes of an image, at most ``reserved``. Raises Larger where there are more,
+        CredentialsRefused, or RequestFailed: missing, forbidden, unreadable, too large, timeout,
+        or fetch_failed (retryable)."""
+        if ref.data is not None:
+            return self._embedded(ref)
+        if not ref.uri:
+            raise missing("the row names no image")
+        try:
+            data = await self._named(ref.uri, reserved)
+        except Larger as larger:
+            self._usual.add(larger.size)
+            raise
+        self._usual.add(len(data))
+        return data
+
+    async def close(self) -> None:
+        """Ends the connections to web servers."""
+        await self._http.close()
+
+    def _embedded(self, ref: ImageRef) -> bytes:
+        assert ref.data is not None
+        name = reference(ref) or "embedded image"
+        if not ref.data:
+            raise unreadable(f"empty (0 bytes): {name}")
+        if len(ref.data) > self._max_bytes:
+            raise too_many_bytes(name, len(ref.data), self._max_bytes)
+        return ref.data
+
+    async def _named(self, uri: str, reserved: int) -> bytes:
+        """The dispatch: a further kind of place is a further case here."""
+        uri = _absolute(uri, self._base)
+        name = reference(ImageRef(uri=uri)) or uri
+        uri = PAGE.sub("", uri)
+        match scheme_of(uri):
+            case None | "file":
+                return await self._in_thread(partial(self._local.read, name, uri, reserved))
+            case "data":
+                return await self._in_thread(partial(data_of, name, uri, self._max_bytes))
+            case "http" | "https":
+                return await self._http.get(uri, reserved)
+            case "zip" | "tar":
+                return await self._archives.get(uri, reserved, places=self._places)
+            case scheme if scheme in STORES and "::" not in uri:
+                return await self._stores.get(uri, reserved)
+            case scheme:
+                raise forbidden(f"images are not read from {scheme}: {name}")
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
-def read(source: Source) -> bytes:
-    """All bytes of the source; fetch_failed if their number changed since it was located."""
-    with file_errors(source.name), source.open() as file:
-        data = file.read(source.size + 1)
-    if len(data) != source.size:
-        message = f"changed while it was read: {source.name} (was {source.size:,} bytes)"
-        raise _failed(ErrorCode.FETCH_FAILED, message, retryable=True)
-    return data
+class _Places:
+    """Where archives lie: in stores, or on the local disk, under the rules of local files."""
+
+    def __init__(self, local: LocalFiles, stores: StoreImages, executor: Executor) -> None:
+        self._local, self._stores, self._executor = local, stores, executor
+
+    async def size(self, uri: str) -> int:
+        if self._is_store(uri):
+            return await self._stores.size(uri)
+        work = partial(self._local.size, without_secrets(uri), uri)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def read(self, uri: str, start: int, stop: int) -> bytes:
+        if self._is_store(uri):
+            return await self._stores.read(uri, start, stop)
+        work = partial(self._local.read_range, without_secrets(uri), uri, start, stop)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _is_store(self, uri: str) -> bool:
+        scheme = scheme_of(uri)
+        if scheme not in STORES and not is_local(uri):
+            raise forbidden(f"archives are not read from {scheme}: {without_secrets(uri)}")
+        return scheme in STORES
+
+
+class Usual:
+    """How many bytes to reserve for an image whose size is not known: what 9 of 10 of the last
+    ones would have fitted in, and a quarter more."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._last: deque[int] = deque(maxlen=64)
+        self.size = min(FIRST_BYTES, max_bytes)
+
+    def add(self, size: int) -> None:
+        self._last.append(size)
+        if len(self._last) >= 8:
+            usual = sorted(self._last)[len(self._last) * 9 // 10]
+            self.size = min(max(usual + usual // 4, LEAST_BYTES), self._max_bytes)
+
+
+def page_of(ref: ImageRef) -> int | None:
+    """Which page of a document its URI names, from 1; None for an image that is no page."""
+    if not ref.uri or scheme_of(ref.uri) == "data":
+        return None
+    page = PAGE.search(ref.uri)
+    return int(page[1]) if page else None
 
 
 def reference(ref: ImageRef) -> str | None:
@@ -77,99 +195,13 @@ def reference(ref: ImageRef) -> str | None:
     return without_secrets(ref.uri)
 
 
-def _byscheme_of(uri: str, *, base: str, max_bytes: int) -> Source:
-    """The dispatch: a further kind of store is a further case here."""
-    if scheme_of(uri) is None and scheme_of(base) is not None and not os.path.isabs(uri):
-        uri = f"{base.rstrip('/')}/{uri}"
-    name = reference(ImageRef(uri=uri)) or uri
-    match scheme_of(uri):
-        case None:
-            return _local(name, uri, base)
-        case "file":
-            return _local(name, _file_path(name, uri), base)
-        case "data":
-            return _data_uri(name, uri, max_bytes)
-        case scheme:
-            raise _failed(
-                ErrorCode.IMAGE_FORBIDDEN,
-                f"cannot read {scheme}: URIs: {name} (this version reads images from local paths,"
-                " file: and data: URIs and embedded bytes only)",
-            )
-
-
-def _local(name: str, path: str, base: str) -> Source:
-    if scheme_of(base) is not None:
-        message = f"a manifest in {reference(ImageRef(uri=base))} may not name local files: {name}"
-        raise _failed(ErrorCode.IMAGE_FORBIDDEN, message)
-    path = os.path.join(base, path)
-    with file_errors(name):
-        found = os.stat(path)
-    # Before any open: opening a pipe waits for its writer, opening a device may move a tape.
-    if stat.S_ISDIR(found.st_mode):
-        raise _failed(ErrorCode.IMAGE_UNREADABLE, f"a folder, not an image: {name}")
-    if not stat.S_ISREG(found.st_mode):
-        raise _failed(ErrorCode.IMAGE_UNREADABLE, f"a pipe, socket or device, not a file: {name}")
-    return Source(name, found.st_size, lambda: open(path, "rb"))
-
-
-def _file_path(name: str, uri: str) -> str:
-    """RFC 8089: ``file:/path``, ``file:///path`` or ``file://localhost/path``, percent-decoded."""
-    path = uri[len("file:") :].partition("?")[0]
-    if path.startswith("//"):
-        host, slash, path = path[2:].partition("/")
-        path = slash + path
-        if host.lower() not in ("", "localhost"):
-            message = f"names a file on another host: {name}"
-            raise _failed(ErrorCode.IMAGE_FORBIDDEN, message)
-    with file_errors(name):
-        return os.fsdecode(unquote_to_bytes(path))
-
-
-def _data_uri(name: str, uri: str, max_bytes: int) -> Source:
-    head, comma, payload = uri.partition(",")
-    if not comma:
-        raise _failed(ErrorCode.IMAGE_UNREADABLE, "a data: URI without a comma")
-    is_base64 = head.lower().replace(" ", "").endswith(";base64")
-    if len(payload) > 4 * max_bytes:  # a byte takes at most 3 characters (percent-encoded)
-        raise _too_many_bytes(name, len(payload) // 3, max_bytes)
-    try:
-        data = unquote_to_bytes(payload)
-        if is_base64:
-            data = b"".join(data.split()).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
-            data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-    except ValueError as error:  # also binascii.Error and UnicodeEncodeError
-        message = f"not valid {'base64' if is_base64 else 'text'}: {name} ({error})"
-        raise _failed(ErrorCode.IMAGE_UNREADABLE, message) from error
-    return _memory(name, data)
-
-
-def _memory(name: str, data: bytes) -> Source:
-    return Source(name, len(data), lambda: BytesIO(data))
-
-
-@contextmanager
-def file_errors(name: str) -> Iterator[None]:
-    """Turns what the file system raises about ``name`` into a RequestFailed."""
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _failed(ErrorCode.IMAGE_MISSING, f"no such file: {name}") from error
-    except PermissionError as error:
-        raise _failed(ErrorCode.IMAGE_FORBIDDEN, f"permission denied: {name}") from error
-    except OSError as error:
-        if error.errno in _NEVER_A_FILE:
-            raise _failed(ErrorCode.IMAGE_MISSING, f"{error.strerror}: {name[:80]}") from error
-        message = f"cannot read {name}: {error.strerror or error}"
-        raise _failed(ErrorCode.FETCH_FAILED, message, retryable=True) from error
-    except ValueError as error:  # a NUL or a lone surrogate in the path
-        message = f"not a path: {name[:80]!r} ({error})"
-        raise _failed(ErrorCode.IMAGE_MISSING, message) from error
-
-
-def _too_many_bytes(name: str, size: int, max_bytes: int) -> RequestFailed:
-    message = f"{size:,} bytes, more than the {max_bytes:,} allowed: {name}"
-    return _failed(ErrorCode.IMAGE_TOO_LARGE, message)
-
-
-def _failed(code: ErrorCode, message: str, *, retryable: bool = False) -> RequestFailed:
-    return failed(code, Stage.LOAD, message, retryable=retryable)
+def _absolute(uri: str, base: str) -> str:
+    """A relative path in a manifest from elsewhere is relative to that; local ones stay."""
+    if is_local(base):
+        return uri
+    chain, colons, last = (
+        uri.rpartition("::") if scheme_of(uri) in ("zip", "tar") else ("", "", uri)
+    )
+    if scheme_of(last) is None and not os.path.isabs(last):
+        last = f"{base.rstrip('/')}/{last}"
+    return f"{chain}{colons}{last}"

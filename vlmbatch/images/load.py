@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
 from types import TracebackType
@@ -19,7 +19,8 @@ from vlmbatch.errors import RequestFailed
 from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget, Reservation
 from vlmbatch.images.decode import decode, header
-from vlmbatch.images.fetch import file_errors, locate, read
+from vlmbatch.images.failures import Busy, Larger, fetch_failed
+from vlmbatch.images.fetch import Fetcher, Reach, page_of, reference
 from vlmbatch.records import ImageRef, LoadedImage
 
 if TYPE_CHECKING:
@@ -27,20 +28,34 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _BYTES_PER_PIXEL = 4  # Pillow pads RGB to 32 bits
+ROUNDS = 4
+"""So often the images of a row may turn out larger than they were thought to be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one image may be, and how often a fetch that failed for a passing reason is tried.
+    """What one image may be, where it may be, and how often a fetch that failed for a passing
+    reason is tried.
 
     ``max_pixels`` is where Pillow by itself refuses an image. ``backoff`` is in seconds: the wait
     before the second attempt, doubled for each further one, times a random 0.5 to 1.5.
     """
 
-    max_bytes: int = 256 * 1024 * 1024
+    reach: Reach = field(default_factory=Reach)
     max_pixels: int = 178_956_970
     attempts: int = 3
     backoff: float = 0.2
+
+
+class ImageMemory:
+    """One number of bytes for a worker's images, in two parts that are always reserved in the same
+    order: ``encoded``, a quarter, from before an image is fetched until it is decoded, then
+    ``pixels``. Who holds pixels waits for nothing more, so that rows cannot block one another.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.encoded = ByteBudget(total // 4)
+        self.pixels = ByteBudget(total - total // 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +83,7 @@ class LoadedImages:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that one image takes: while it is decoded, and afterwards."""
+    """Bytes that one image's pixels take: while it is decoded, and afterwards."""
 
     working: int
     kept: int
@@ -77,7 +92,13 @@ class Need:
 class Loader(Protocol):
     """Gives a row's images; ImageLoader reads them."""
 
-    async def load(self, refs: Sequence[ImageRef]) -> LoadedImages: ...
+    async def admit(self, refs: Sequence[ImageRef]) -> Reservation | None: ...
+
+    async def load(
+        self, refs: Sequence[ImageRef], admitted: Reservation | None = None
+    ) -> LoadedImages: ...
+
+    async def close(self) -> None: ...
 
 
 class ImageLoader:
@@ -92,14 +113,14 @@ class ImageLoader:
         self,
         *,
         base: str,
-        budget: ByteBudget,
+        memory: ImageMemory,
         executor: Executor,
         limits: Limits,
         target: Callable[[Size], Size] | None,
         prepare: Callable[[Image], Image] | None = None,
     ) -> None:
-        self._base = base
-        self._budget = budget
+        self._fetcher = Fetcher(base=base, reach=limits.reach, executor=executor)
+        self._memory = memory
         self._executor = executor
         self._limits = limits
         self._target = target
@@ -112,62 +133,133 @@ class ImageLoader:
         """What it has done since its start."""
         return {"decoded_images": self._decoded}
 
-    async def load(self, refs: Sequence[ImageRef]) -> LoadedImages:
+    async def close(self) -> None:
+        """Ends the connections to web servers."""
+        await self._fetcher.close()
+
+    async def admit(self, refs: Sequence[ImageRef]) -> Reservation | None:
+        """Waits until a row whose images are in memory already, because the manifest holds them,
+        may be taken on; ``load`` takes the reservation over. None for any other row."""
+        if not refs or any(ref.data is None for ref in refs):
+            return None
+        return await self._memory.encoded.reserve(sum(map(self._fetcher.expected, refs)))
+
+    async def load(
+        self, refs: Sequence[ImageRef], admitted: Reservation | None = None
+    ) -> LoadedImages:
         """All images of one row, in order; RequestFailed, with nothing held, if any of them fails.
 
-        The row reserves once, for all of its images: two rows that each hold half of the budget and
-        wait for the other half cannot come about.
+        The row reserves each part of the memory once, for all of its images: two rows that each
+        hold half of it and wait for the other half cannot come about.
         """
-        needs = [await self._retried(partial(self._measure, ref)) for ref in refs]
-        working = max((need.working for need in needs), default=0)  # one after the other
-        reservation = await self._budget.reserve(working + sum(need.kept for need in needs))
-        try:
-            images = [await self._retried(partial(self._load, ref)) for ref in refs]
-        except BaseException:
-            reservation.release()
-            raise
+        files, encoded = await self._files(refs, admitted)
+        with encoded:
+            needs = await self._in_thread(partial(self._needs, refs, files))
+            working = max((need.working for need in needs), default=0)  # one after the other
+            pixels = await self._memory.pixels.reserve(working + sum(need.kept for need in needs))
+            try:
+                images = []
+                for position, ref in enumerate(refs):
+                    data, files[position] = files[position], b""
+                    images.append(await self._in_thread(partial(self._decode, ref, data)))
+            except BaseException:
+                pixels.release()
+                raise
         kept = sum(image.pixels.width * image.pixels.height for image in images) * _BYTES_PER_PIXEL
-        reservation.resize(min(kept, reservation.size))
-        return LoadedImages(tuple(images), reservation)
+        pixels.resize(min(kept, pixels.size))
+        return LoadedImages(tuple(images), pixels)
 
-    def _measure(self, ref: ImageRef) -> Need:
-        """Reads no more than the header, so that nothing big is held before it is reserved."""
-        source = locate(ref, base=self._base, max_bytes=self._limits.max_bytes)
-        with file_errors(source.name), source.open() as file, _named(source.name):
-            found = header(file, max_pixels=self._limits.max_pixels)
+    async def _files(
+        self, refs: Sequence[ImageRef], admitted: Reservation | None
+    ) -> tuple[list[bytes], Reservation]:
+        """The encoded bytes of all images, and what is reserved for them.
+
+        How many they are is often known only when they come: then all are let go, and fetched
+        again when there is room for them."""
+        sizes = [self._fetcher.expected(ref) for ref in refs]
+        reserved = admitted or await self._memory.encoded.reserve(sum(sizes))
+        for _ in range(ROUNDS):
+            try:
+                found = await self._fetched(refs, sizes)
+            except BaseException:
+                reserved.release()
+                raise
+            files = [data for data in found if isinstance(data, bytes)]
+            if len(files) == len(found):
+                reserved.resize(sum(map(len, files)))
+                return files, reserved
+            reserved.release()
+            sizes = [each.size if isinstance(each, Larger) else len(each) for each in found]
+            del found, files
+            reserved = await self._memory.encoded.reserve(sum(sizes))
+        reserved.release()
+        raise fetch_failed(f"grows while it is read: {reference(refs[0])}")
+
+    async def _fetched(
+        self, refs: Sequence[ImageRef], sizes: Sequence[int]
+    ) -> list[bytes | Larger]:
+        """All at once; what goes wrong with the first of them is raised when all have ended."""
+        fetching = (
+            self._retried(partial(self._fetch, *each)) for each in zip(refs, sizes, strict=True)
+        )
+        if len(refs) == 1:
+            return [await next(fetching)]
+        found = await asyncio.gather(*fetching, return_exceptions=True)
+        errors = [error for error in found if isinstance(error, BaseException)]
+        for error in sorted(errors, key=lambda error: isinstance(error, RequestFailed)):
+            raise error  # a store that lets nobody in comes first
+        return [each for each in found if not isinstance(each, BaseException)]
+
+    async def _fetch(self, ref: ImageRef, reserved: int) -> bytes | Larger:
+        try:
+            return await self._fetcher.fetch(ref, reserved)
+        except Larger as larger:
+            return larger
+
+    def _needs(self, refs: Sequence[ImageRef], files: Sequence[bytes]) -> list[Need]:
+        """From the headers, so that nothing is decoded before it is reserved."""
+        return [self._need(ref, data) for ref, data in zip(refs, files, strict=True)]
+
+    def _need(self, ref: ImageRef, data: bytes) -> Need:
+        with _named(ref):
+            found = header(data, max_pixels=self._limits.max_pixels, page=page_of(ref))
         kept = found.size if self._target is None else self._target(found.size)
-        return Need(source.size + found.decoded_bytes, kept.pixels * _BYTES_PER_PIXEL)
+        return Need(found.decoded_bytes, kept.pixels * _BYTES_PER_PIXEL)
 
-    def _load(self, ref: ImageRef) -> LoadedImage:
-        source = locate(ref, base=self._base, max_bytes=self._limits.max_bytes)
-        data = read(source)
-        with _named(source.name):
-            decoded = decode(data, max_pixels=self._limits.max_pixels, target=self._target)
+    def _decode(self, ref: ImageRef, data: bytes) -> LoadedImage:
+        page = page_of(ref)
+        with _named(ref):
+            decoded = decode(
+                data, max_pixels=self._limits.max_pixels, target=self._target, page=page
+            )
         with self._counting:
             self._decoded += 1
         pixels = decoded.pixels if self._prepare is None else self._prepare(decoded.pixels)
-        key = f"{xxhash.xxh3_128_hexdigest(data)}-{pixels.width}x{pixels.height}"
-        return LoadedImage(pixels, decoded.size, key)
+        content = xxhash.xxh3_128_hexdigest(data) + (f"-page{page}" if page else "")
+        return LoadedImage(pixels, decoded.size, f"{content}-{pixels.width}x{pixels.height}")
 
-    async def _retried(self, work: Callable[[], T]) -> T:
-        loop = asyncio.get_running_loop()
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def _retried(self, work: Callable[[], Awaitable[T]]) -> T:
         attempt = 1
         while True:
             try:
-                return await loop.run_in_executor(self._executor, work)
+                return await work()
             except RequestFailed as error:
                 if not error.failure.retryable or attempt >= self._limits.attempts:
                     raise
+                asked = error.seconds if isinstance(error, Busy) else 0.0
             wait = self._limits.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(max(wait, asked))
             attempt += 1
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def _named(ref: ImageRef) -> Iterator[None]:
     """Puts the image's name before the message of a failure to decode it."""
     try:
         yield
     except RequestFailed as error:
-        message = f"{name}: {error.failure.message}"
+        message = f"{reference(ref) or 'embedded image'}: {error.failure.message}"
         raise RequestFailed(replace(error.failure, message=message)) from error.__cause__

@@ -8,23 +8,31 @@ from PIL import Image
 
 from vlmbatch.errors import ErrorCode, Stage, failed
 from vlmbatch.grounding import Size
-from vlmbatch.images.budget import ByteBudget
+from vlmbatch.images.budget import ByteBudget, Reservation
 from vlmbatch.images.fetch import reference
 from vlmbatch.images.load import LoadedImages
 from vlmbatch.records import ImageRef, LoadedImage
 
 
 class ImageUrls:
-    """Has the one method of ImageLoader; its images have a ``url``, and a stand-in for pixels."""
+    """Has the methods of ImageLoader; its images have a ``url``, and a stand-in for pixels."""
 
     def __init__(self) -> None:
         self._nothing = ByteBudget(0)
         self._stand_in = Image.new("RGB", (1, 1))
 
-    async def load(self, refs: Sequence[ImageRef]) -> LoadedImages:
+    async def admit(self, refs: Sequence[ImageRef]) -> None:
+        """Nothing is held."""
+
+    async def load(
+        self, refs: Sequence[ImageRef], admitted: Reservation | None = None
+    ) -> LoadedImages:
         """Raises RequestFailed (bad_row) for an image that has no http(s) address."""
         images = tuple(self._sent_as(ref) for ref in refs)
         return LoadedImages(images, await self._nothing.reserve(0))
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
     def _sent_as(self, ref: ImageRef) -> LoadedImage:
         url = ref.uri or ""
