@@ -260,9 +260,11 @@ def test_the_second_of_two_runs_stops(tmp_path: Path, pictures: Pictures) -> Non
             assert first.wait().exit_code == 130
         assert second.exit_code == 1, second
         assert f"another run holds {run.place}" in second.stderr
-        assert run._committed()
         run.answer_within(0.001)
-        run.assert_done(run.finish())
+        ended = run.finish()
+    assert ended.exit_code == 0, ended
+    assert_adds_up(ended.json)
+    assert_whole(run.fetch_output(), run.quiz.answers, ids=run.quiz.ids)
 
 
 def test_of_two_runs_that_start_together_one_works(tmp_path: Path, pictures: Pictures) -> None:
