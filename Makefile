@@ -23,7 +23,7 @@ PYTEST := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million overhead bench schemas reference wheel clean python torchvision
+.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million overhead storage bench schemas reference wheel clean python torchvision
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -66,6 +66,9 @@ million: $(INSTALLED) ## a million rows through the echo engine: rate and memory
 
 overhead: $(VLLM_INSTALLED) ## vlmbatch against the vLLM engine that it feeds: images/s, about 20 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) benchmarks/engine_overhead.py --write
+
+storage: $(INSTALLED) ## planning, loading images, reading a manifest on an S3 server: about 5 minutes
+	$(PY) benchmarks/storage.py --write
 
 bench: $(INSTALLED) ## how fast the command line answers
 	$(PY) benchmarks/cli_startup.py

@@ -223,14 +223,13 @@ def by_loader(uris: list[str]) -> float:
 
 
 async def _by_loader(uris: list[str]) -> float:
-    from vlmbatch.images.budget import ByteBudget
-    from vlmbatch.images.load import ImageLoader, Limits
+    from vlmbatch.images.load import ImageLoader, ImageMemory, Limits
     from vlmbatch.records import ImageRef
 
     with ThreadPoolExecutor(8) as threads:
         loader = ImageLoader(
             base=str(Path(uris[0]).parent),
-            budget=ByteBudget(2**30),
+            memory=ImageMemory(2**30),
             executor=threads,
             limits=Limits(),
             target=None,
@@ -245,6 +244,7 @@ async def _by_loader(uris: list[str]) -> float:
         started = time.perf_counter()
         widths = await asyncio.gather(*map(load, uris))
         seconds = time.perf_counter() - started
+        await loader.close()
     assert all(width > 500 for width in widths)
     return seconds
 

@@ -7,6 +7,7 @@ The short form has 200 images, the long one (``make test-slow``) 2,000.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import signal
@@ -108,15 +109,20 @@ class S3Run(KillRun):
         ]
 
     def fetch_output(self) -> Path:
-        """The output as it is now, beside the proxy."""
+        """The output as it is now, beside the proxy; shards before the parts that they may go into
+        meanwhile."""
         shutil.rmtree(self.output, ignore_errors=True)
         self.output.mkdir()
         fs = self.server.fs()
-        paths = fs.find(self.prefix)
-        for path, data in (fs.cat(paths) if paths else {}).items():
-            local = self.output / path.removeprefix(f"{self.prefix}/")
-            local.parent.mkdir(parents=True, exist_ok=True)
-            local.write_bytes(data)
+        for place in (f"{self.prefix}/{OURS}", self.prefix):
+            for path in fs.find(place):
+                local = self.output / path.removeprefix(f"{self.prefix}/")
+                if local.exists():
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    data = fs.cat_file(path)
+                    local.parent.mkdir(parents=True, exist_ok=True)
+                    local.write_bytes(data)
         return self.output
 
     def _committed(self) -> set[int]:
