@@ -148,7 +148,9 @@ class JobSpec(Section):
     manifest: Annotated[list[str], BeforeValidator(_as_list)] = Field(
         description="Parquet files, folders or globs", min_length=1
     )
-    output: str | None = Field(None, description="folder that the results go to")
+    output: str | None = Field(
+        None, description="folder, or prefix on an object store, for the results"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="our column name: the manifest's column name"
     )
