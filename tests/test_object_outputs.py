@@ -81,8 +81,9 @@ def remote(s3_server, tmp_path):
         yield Remote(s3_server, tmp_path)
 
 
-def test_a_run_goes_to_the_store_and_others_read_it(remote):
-    done = vlmbatch(*remote.words())
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_a_run_goes_to_the_store_and_others_read_it(remote, executor):
+    done = run_command(*remote.words(f"--executor={executor}", "--workers=2"))
     assert done.exit_code == 0, done
     assert_adds_up(done.json)
     assert done.json["output"] == remote.output

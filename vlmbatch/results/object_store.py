@@ -132,9 +132,10 @@ class ObjectStore(Store):
                 entries.append(Entry(name.rpartition("/")[2], _tag(each)))
         return sorted(entries, key=lambda entry: entry.name)
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str, *, patience: float | None = None) -> bytes | None:
+        path = self._path(name)
         try:
-            data: bytes = self._ask("read", name, lambda: self._fs.cat_file(self._path(name)))
+            data: bytes = self._ask("read", name, lambda: self._fs.cat_file(path), patience)
         except FileNotFoundError:
             return None
         return data
@@ -322,6 +323,8 @@ class ObjectStore(Store):
                 if trouble is Trouble.EXISTS:
                     raise FileExistsError(self.at(name)) from error
                 if trouble is not Trouble.BUSY or time.monotonic() + wait > until:
+                    if patience is None:  # the run stops for it: its last words are tried once
+                        self._patience = 0.0
                     raise self._stopped(verb, name, trouble, error) from None
                 log.warning("cannot %s %s: %s; trying again", verb, self.at(name), said(error))
             time.sleep(wait * random.uniform(0.5, 1.0))
