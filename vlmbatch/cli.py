@@ -158,7 +158,11 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
         help="caption, vqa, ground, detect, ocr, or a name of your own with --prompt; repeatable.",
     ),
     click.option("-m", "--model", help="Hub id, local directory, or demo (the bundled model)."),
-    click.option("-o", "--output", help="Output folder. Default: <manifest>-<tasks>/."),
+    click.option(
+        "-o",
+        "--output",
+        help="Output: a folder, or a prefix as s3://bucket/run. Default: <manifest>-<tasks>/.",
+    ),
     click.option("--revision", help="Commit, branch or tag of a Hub model."),
     click.option(
         "--prompt",

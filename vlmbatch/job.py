@@ -168,7 +168,9 @@ class JobSpec(Section):
     exclude: Annotated[list[str], BeforeValidator(_as_list)] = Field(
         default_factory=list, description="globs: of what a folder holds, all but these files"
     )
-    output: str | None = Field(None, description="folder that the results go to")
+    output: str | None = Field(
+        None, description="folder, or prefix on an object store, for the results"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="our column name: the manifest's column name"
     )

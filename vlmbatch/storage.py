@@ -178,6 +178,8 @@ def _code_of(error: BaseException) -> str | None:
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         found = response.get("Error", {}).get("Code")
+        if str(found) not in _BY_CODE:  # the status says enough of a code that nobody knows
+            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode", found)
         return None if found is None else str(found)
     for holder, name in ((error, "status_code"), (response, "status_code"), (error, "code")):
         found = getattr(holder, name, None)

@@ -49,7 +49,7 @@ class LeaseStore(Protocol):
 
     place: str
 
-    def read(self, name: str) -> bytes | None: ...
+    def read(self, name: str, *, patience: float | None = None) -> bytes | None: ...
 
     def stat(self, name: str, *, patience: float | None = None) -> StatLike | None: ...
 
@@ -116,12 +116,12 @@ class Lease:
             self.raise_if_lost()
             began = time.monotonic()
             found = self._store.stat(LOCK_FILE, patience=patience)  # its tag before its content
-            holder = _holder(self._store)
+            holder = _holder(self._store, patience=patience)
             if found is None:  # somebody deleted it
                 self._store.create(LOCK_FILE, self._note(), patience=patience)
             elif holder.get("token") == self._token:
                 self._store.replace(LOCK_FILE, self._note(), found.tag, patience=patience)
-            holder = _holder(self._store)
+            holder = _holder(self._store, patience=patience)
             if holder.get("token") != self._token:
                 self._lost = OutputLocked(
                     f"another run has taken {self._store.place} over ({_name(holder)}): this one "
@@ -148,8 +148,11 @@ class Lease:
         self._over.set()
         self._thread.join()
         with suppress(RunStopped):
-            if self._lost is None and _holder(self._store).get("token") == self._token:
+            if self._lost is None and self._holds(patience=LAST_TRY_SECONDS):
                 self._store.remove(LOCK_FILE, patience=LAST_TRY_SECONDS)
+
+    def _holds(self, *, patience: float) -> bool:
+        return _holder(self._store, patience=patience).get("token") == self._token
 
     def _note(self) -> bytes:
         note = {
@@ -183,10 +186,10 @@ def is_running(store: LeaseStore) -> bool:
     return age <= _seconds_of(holder) and not _is_dead(holder)
 
 
-def _holder(store: LeaseStore) -> dict[str, Any]:
+def _holder(store: LeaseStore, *, patience: float | None = None) -> dict[str, Any]:
     """What the lock says; empty where there is none, or nobody can read it."""
     with suppress(ValueError):
-        value = json.loads(store.read(LOCK_FILE) or b"{}")
+        value = json.loads(store.read(LOCK_FILE, patience=patience) or b"{}")
         if isinstance(value, dict):
             return value
     return {}

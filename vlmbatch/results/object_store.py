@@ -66,10 +66,6 @@ class ObjectStore(Store):
         self.place = _checked(uri)
         self._fs, root = filesystem_of(self.place)
         self._root = root.rstrip("/")
-        if not self._root.strip("/"):
-            raise UsageError(
-                f"{uri} names no bucket", hint="give -o BUCKET and prefix, as in s3://bucket/run1"
-            )
         scheme = scheme_of(self.place) or ""
         self._bucket = "/".join(self.place.split("/")[:3])
         self._patience = patience
@@ -105,7 +101,7 @@ class ObjectStore(Store):
             self.entries()
         except _NoBucket as error:
             raise UsageError(error.message, hint=error.hint) from None
-        if any(entry.name == "" for entry in self._listed("")):
+        if "/" in self._root.strip("/") and self.stat("") is not None:
             raise OutputNotOurs(
                 f"{self.place} is an object, not a prefix", hint="give another output with -o"
             )
@@ -116,11 +112,7 @@ class ObjectStore(Store):
     # reading
 
     def entries(self, folder: str = "") -> list[Entry]:
-        return [entry for entry in self._listed(folder) if entry.name]
-
-    def _listed(self, folder: str) -> list[Entry]:
-        """An object of the folder's own name has the name ''."""
-        path = self._path(folder) if folder else self._root
+        path = self._path(folder)
 
         def listing() -> list[dict[str, Any]]:
             if self._is_s3:  # `ls` lists the folder above as well, where this one is empty
@@ -136,16 +128,14 @@ class ObjectStore(Store):
         entries = []
         for each in found:
             name = each["name"].strip("/")
-            if name == path.strip("/") and each["type"] == "directory":
-                continue
-            inside = name.removeprefix(path.strip("/")).lstrip("/")
-            if inside or each["size"]:  # an empty object of that name is a folder's marker
-                entries.append(Entry(inside, _tag(each)))
+            if name != path.strip("/"):  # else a folder's marker
+                entries.append(Entry(name.rpartition("/")[2], _tag(each)))
         return sorted(entries, key=lambda entry: entry.name)
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str, *, patience: float | None = None) -> bytes | None:
+        path = self._path(name)
         try:
-            data: bytes = self._ask("read", name, lambda: self._fs.cat_file(self._path(name)))
+            data: bytes = self._ask("read", name, lambda: self._fs.cat_file(path), patience)
         except FileNotFoundError:
             return None
         return data
@@ -312,7 +302,7 @@ class ObjectStore(Store):
         self._ask("write", name, lambda: self._fs.pipe_file(self._path(name), data), 0.0)
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return f"{self._root}/{name}" if name else self._root
 
     def _ask(
         self, verb: str, name: str, call: Callable[[], _T], patience: float | None = None
@@ -333,6 +323,8 @@ class ObjectStore(Store):
                 if trouble is Trouble.EXISTS:
                     raise FileExistsError(self.at(name)) from error
                 if trouble is not Trouble.BUSY or time.monotonic() + wait > until:
+                    if patience is None:  # the run stops for it: its last words are tried once
+                        self._patience = 0.0
                     raise self._stopped(verb, name, trouble, error) from None
                 log.warning("cannot %s %s: %s; trying again", verb, self.at(name), said(error))
             time.sleep(wait * random.uniform(0.5, 1.0))
@@ -465,7 +457,12 @@ def _checked(uri: str) -> str:
             f"an output cannot be written to {shown}",
             hint="give a folder, or a prefix on an object store, as in s3://bucket/run1",
         )
-    host = uri.partition("://")[2].partition("/")[0]
+    path = uri.partition("://")[2]
+    if not path.strip("/"):
+        raise UsageError(
+            f"{uri} names no bucket", hint="give bucket and prefix, as in s3://bucket/run1"
+        )
+    host = path.partition("/")[0]
     if any(c in uri for c in "?#") or ("@" in host and EXTRAS.get(scheme or "") != "azure"):
         raise UsageError(
             f"credentials and settings do not belong into -o ({shown})",
