@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import xxhash
 
-from vlmbatch.errors import RequestFailed
+from vlmbatch.errors import RequestFailed, VlmbatchError
 from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget, Reservation
 from vlmbatch.images.decode import decode, header
@@ -204,11 +204,11 @@ class ImageLoader:
         )
         if len(refs) == 1:
             return [await next(fetching)]
-        found = await asyncio.gather(*fetching, return_exceptions=True)
-        errors = [error for error in found if isinstance(error, BaseException)]
+        found = await asyncio.gather(*map(_outcome, fetching))
+        errors = [each for each in found if isinstance(each, VlmbatchError)]
         for error in sorted(errors, key=lambda error: isinstance(error, RequestFailed)):
             raise error  # a store that lets nobody in comes first
-        return [each for each in found if not isinstance(each, BaseException)]
+        return [each for each in found if not isinstance(each, VlmbatchError)]
 
     async def _fetch(self, ref: ImageRef, reserved: int) -> bytes | Larger:
         try:
@@ -253,6 +253,13 @@ class ImageLoader:
             wait = self._limits.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             await asyncio.sleep(max(wait, asked))
             attempt += 1
+
+
+async def _outcome(work: Awaitable[T]) -> T | VlmbatchError:
+    try:
+        return await work
+    except VlmbatchError as error:
+        return error
 
 
 @contextmanager
