@@ -77,7 +77,9 @@ def tiff_of(width: int, height: int, strip: bytes) -> bytes:
 
 def webp_of(width: int, height: int) -> bytes:
     """A real one, whose canvas says that it is larger."""
-    data = bytearray(saved(Image.new("RGBA", (16, 16)), "WEBP", lossless=True, icc_profile=b"x" * 200))
+    data = bytearray(
+        saved(Image.new("RGBA", (16, 16)), "WEBP", lossless=True, icc_profile=b"x" * 200)
+    )
     at = data.index(b"VP8X") + 12
     data[at : at + 6] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return bytes(data)
