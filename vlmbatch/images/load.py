@@ -20,7 +20,7 @@ from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget, Reservation
 from vlmbatch.images.decode import decode, header
 from vlmbatch.images.failures import Busy, Larger, fetch_failed
-from vlmbatch.images.fetch import Fetcher, Reach, page_of, reference
+from vlmbatch.images.fetch import Fetcher, Reach, is_embedded, page_of, reference
 from vlmbatch.records import ImageRef, LoadedImage
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ImageLoader:
     async def admit(self, refs: Sequence[ImageRef]) -> Reservation | None:
         """Waits until a row whose images are in memory already, because the manifest holds them,
         may be taken on; ``load`` takes the reservation over. None for any other row."""
-        if not refs or any(ref.data is None for ref in refs):
+        if not refs or not all(map(is_embedded, refs)):
             return None
         return await self._memory.encoded.reserve(sum(map(self._fetcher.expected, refs)))
 
