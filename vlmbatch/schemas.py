@@ -33,7 +33,7 @@ def _manifest_schema() -> dict[str, Any]:
         "anyOf": [
             {
                 "type": "string",
-                "description": "path (relative to the manifest), file: or data: URI",
+                "description": "path (relative to the manifest), or URI: s3:, https:, data:, ...",
             },
             {
                 "type": "object",

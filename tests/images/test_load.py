@@ -1,8 +1,10 @@
 """The images of a row, loaded within the budget, or one failure and nothing held."""
 
 import asyncio
+import base64
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from io import BytesIO
 
 import pytest
 import xxhash
@@ -241,5 +243,64 @@ def test_a_row_without_images_loads_nothing(folder):
     async def scene():
         with ThreadPoolExecutor(1) as executor:
             assert (await loader(folder, ByteBudget(1), executor).load([])).images == ()
+
+    asyncio.run(scene())
+
+
+def noise(size: int) -> bytes:
+    file = BytesIO()
+    Image.effect_noise((size, size), 80).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_images_in_the_manifest_count_before_their_row_is_loaded(as_uri: bool):
+    data = noise(100)
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    ref = ImageRef(uri=uri) if as_uri else ImageRef(data=data)
+
+    async def scene():
+        memory = ImageMemory(4 * 5 * len(data))  # of what is encoded: room for two rows of two
+        with ThreadPoolExecutor(1) as executor:
+            row_loader = ImageLoader(
+                base="/", memory=memory, executor=executor, limits=LIMITS, target=None
+            )
+            admitted = [await row_loader.admit([ref, ref]) for _ in range(2)]
+            waits = asyncio.create_task(row_loader.admit([ref, ref]))
+            await settle()
+            assert not waits.done()
+            assert memory.encoded.held >= 4 * len(data)
+            (await row_loader.load([ref, ref], admitted[0])).release()
+            await asyncio.wait_for(waits, 10)
+            assert await row_loader.admit([ref, ImageRef(uri="a.png")]) is None
+            for held in (admitted[1], await waits):
+                held.release()
+        assert memory.encoded.held == memory.pixels.held == 0
+
+    asyncio.run(scene())
+
+
+def test_rows_that_wait_for_room_for_their_pixels_hold_no_one_up(folder):
+    """Rows of several images, more than either part of the memory has room for, in any order."""
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(noise(40 + 10 * number))
+
+    async def scene():
+        memory = ImageMemory(150_000)
+        with ThreadPoolExecutor(4) as executor:
+            row_loader = ImageLoader(
+                base=str(folder), memory=memory, executor=executor, limits=LIMITS, target=None
+            )
+
+            async def row(number: int) -> None:
+                some = refs(f"{number % 6}.png", f"{(number + 3) % 6}.png", "small.png")
+                embedded = [ImageRef(data=noise(30))] * (number % 3)
+                all_of_it = embedded if number % 5 == 0 else [*some, *embedded]
+                admitted = await row_loader.admit(all_of_it)
+                with await row_loader.load(all_of_it, admitted):
+                    await asyncio.sleep(0.001 * (number % 4))
+
+            await asyncio.wait_for(asyncio.gather(*map(row, range(60))), 60)
+        assert memory.encoded.held == memory.pixels.held == 0
 
     asyncio.run(scene())

@@ -187,7 +187,7 @@ def _open(data: bytes, max_pixels: int, page: int | None) -> ImageFile.ImageFile
         try:
             image.seek(page - 1)
         except (EOFError, ValueError):
-            pages = getattr(image, "n_frames", 1)
+            pages = getattr(_first(data), "n_frames", 1)
             raise _failed(ErrorCode.IMAGE_MISSING, f"no page {page}: it has {pages}") from None
         except Exception as error:
             message = f"broken {image.format}: page {page}: {_one_line(error)}"

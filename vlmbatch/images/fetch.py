@@ -174,6 +174,11 @@ class Usual:
             self.size = min(max(usual + usual // 4, LEAST_BYTES), self._max_bytes)
 
 
+def is_embedded(ref: ImageRef) -> bool:
+    """Whether the manifest holds the image itself."""
+    return ref.data is not None or (bool(ref.uri) and scheme_of(ref.uri or "") == "data")
+
+
 def page_of(ref: ImageRef) -> int | None:
     """Which page of a document its URI names, from 1; None for an image that is no page."""
     if not ref.uri or scheme_of(ref.uri) == "data":

@@ -101,7 +101,8 @@ class HttpImages:
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, TimeoutError):
                 raise
-            if REFUSED in str(error):
+            reason = str(getattr(error, "os_error", error))
+            if REFUSED in reason:
                 raise forbidden(
                     f"{url.host} {REFUSED}: {name} (--allow-private-hosts lets it pass)"
                 ) from error

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import xxhash
 
-from vlmbatch.errors import RequestFailed
+from vlmbatch.errors import RequestFailed, VlmbatchError
 from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget, Reservation
 from vlmbatch.images.decode import decode, header
 from vlmbatch.images.failures import Busy, Larger, fetch_failed
-from vlmbatch.images.fetch import Fetcher, Reach, page_of, reference
+from vlmbatch.images.fetch import Fetcher, Reach, is_embedded, page_of, reference
 from vlmbatch.records import ImageRef, LoadedImage
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ImageLoader:
     async def admit(self, refs: Sequence[ImageRef]) -> Reservation | None:
         """Waits until a row whose images are in memory already, because the manifest holds them,
         may be taken on; ``load`` takes the reservation over. None for any other row."""
-        if not refs or any(ref.data is None for ref in refs):
+        if not refs or not all(map(is_embedded, refs)):
             return None
         return await self._memory.encoded.reserve(sum(map(self._fetcher.expected, refs)))
 
@@ -204,11 +204,11 @@ class ImageLoader:
         )
         if len(refs) == 1:
             return [await next(fetching)]
-        found = await asyncio.gather(*fetching, return_exceptions=True)
-        errors = [error for error in found if isinstance(error, BaseException)]
+        found = await asyncio.gather(*map(_outcome, fetching))
+        errors = [each for each in found if isinstance(each, VlmbatchError)]
         for error in sorted(errors, key=lambda error: isinstance(error, RequestFailed)):
             raise error  # a store that lets nobody in comes first
-        return [each for each in found if not isinstance(each, BaseException)]
+        return [each for each in found if not isinstance(each, VlmbatchError)]
 
     async def _fetch(self, ref: ImageRef, reserved: int) -> bytes | Larger:
         try:
@@ -253,6 +253,13 @@ class ImageLoader:
             wait = self._limits.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             await asyncio.sleep(max(wait, asked))
             attempt += 1
+
+
+async def _outcome(work: Awaitable[T]) -> T | VlmbatchError:
+    try:
+        return await work
+    except VlmbatchError as error:
+        return error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ each redirect.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -37,7 +38,7 @@ class NotPublic(OSError):
     """Somebody wanted to connect to an address inside."""
 
     def __init__(self, address: str) -> None:
-        super().__init__(f"{address} {REFUSED}")
+        super().__init__(errno.EACCES, f"{address} {REFUSED}")
 
 
 def is_public(address: str) -> bool:
