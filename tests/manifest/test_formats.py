@@ -48,7 +48,7 @@ def case(request, tmp_path_factory) -> tuple[Manifest, list[dict]]:
     """A manifest of one format, in three files of which one has no rows, and its rows."""
     folder = tmp_path_factory.mktemp("case")
     expected: list[dict] = []
-    for stem, rows in (("a", range(0, 1400)), ("b", range(0, 0)), ("c", range(1400, ROWS))):
+    for stem, rows in (("a", range(1400)), ("b", range(0)), ("c", range(1400, ROWS))):
         name = request.param.replace("a.", f"{stem}.", 1)
         WRITERS[request.param](folder / name, rows)
         plain = folder.parent / f"plain-{name}".removesuffix(".gz").removesuffix(".zst")
@@ -120,16 +120,15 @@ def test_the_identity_is_that_of_the_content_alone(case, tmp_path):
     first = copy / manifest.files[0].name
     data = bytearray(first.read_bytes())
     if first.suffix == ".tar":  # the index knows places and names, not contents
-        data[:5] = b"9999."
+        formats.write_tar(first, range(1, 1401))
+        data = bytearray(first.read_bytes())
     elif first.suffix == ".parquet":
-        data += data[-1000:]
+        formats.write_parquet(first, range(1, 1401))
+        data = bytearray(first.read_bytes())
     else:
         data = data + data if first.suffix in (".gz", ".zst") else data.replace(b"7", b"8", 1)
     first.write_bytes(bytes(data))
-    try:
-        assert open_manifest([str(copy)]).identity != manifest.identity
-    except ManifestError as error:  # what was changed may be a broken file as well
-        assert "cannot read" in error.message
+    assert open_manifest([str(copy)]).identity != manifest.identity
 
 
 def test_a_file_that_ends_early_is_noticed_when_it_is_read(case, tmp_path):

@@ -55,7 +55,7 @@ class Requests:
 @pytest.mark.parametrize("name", WRITERS)
 def test_each_format_is_the_same_on_s3_as_on_disk(name, bucket, tmp_path):
     fs, uri = bucket
-    for stem, rows in (("a", range(0, 1500)), ("b", range(1500, ROWS))):
+    for stem, rows in (("a", range(1500)), ("b", range(1500, ROWS))):
         there = name.replace("a.", f"{stem}.", 1)
         WRITERS[name](tmp_path / there, rows)
         fs.put_file(str(tmp_path / there), f"{uri}/some folder/{there}")
@@ -146,7 +146,7 @@ def test_a_file_that_changed_is_noticed(bucket, tmp_path):
     manifest = open_manifest([f"{uri}/a.parquet"])
     formats.write_parquet(tmp_path / "a.parquet", range(60))
     fs.put_file(str(tmp_path / "a.parquet"), f"{uri}/a.parquet")
-    with pytest.raises(ManifestError, match="a.parquet changed since"):
+    with pytest.raises(ManifestError, match=r"a\.parquet changed since"):
         list(stream(manifest).rows(Range(0, 50)))
     fs.rm_file(f"{uri}/a.parquet")
     with pytest.raises(ManifestError, match="nothing is there"):
@@ -161,7 +161,7 @@ def test_credentials_that_are_refused_stop_the_run(bucket, tmp_path, monkeypatch
     fs.put_file(str(tmp_path / "a.csv"), f"{uri}/a.csv")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     forget_connections()
-    with pytest.raises(ManifestUnreachable, match="credentials|denied") as caught:
+    with pytest.raises(ManifestUnreachable, match=r"credentials|denied") as caught:
         open_manifest([f"{uri}/a.csv"])
     assert caught.value.exit_code == 1
     assert "another" not in str(caught.value)
