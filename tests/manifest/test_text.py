@@ -153,7 +153,8 @@ def test_any_later_value_fits_or_is_a_misfit(data):
 
 
 def test_cells_with_line_ends_quotes_and_lists(tmp_path):
-    cells = 'image,id,labels,note\n"a.png",1,"[""x, y"", ""z""]","one\ntwo, ""three"""\nb.png,,"x, y",\n'
+    first = '"a.png",1,"[""x, y"", ""z""]","one\ntwo, ""three"""'
+    cells = f'image,id,labels,note\n{first}\nb.png,,"x, y",\n'
     rows = rows_of(write(tmp_path / "a.csv", cells), wanted=["note"])
     assert [row.fields["note"] for row in rows] == ['one\ntwo, "three"', None]
     assert rows[0].id == "1"
