@@ -17,12 +17,13 @@ INSTALLED := $(VENV)/.vlmbatch-installed
 VLLM_VENV ?= .venv-vllm
 VLLM_PY := $(VLLM_VENV)/bin/python
 VLLM_INSTALLED := $(VLLM_VENV)/.vlmbatch-installed
+TORCHVISION := .torchvision/.installed
 PYTEST := $(PY) -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-vllm test-slow kill-all accuracy million overhead bench schemas reference wheel clean python
+.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million overhead bench schemas reference wheel clean python torchvision
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -39,14 +40,20 @@ format: $(INSTALLED) ## format, and fix what lint can fix
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-test: $(INSTALLED) ## all tests but the slow ones
-	$(PYTEST) -n 2 --dist loadfile -m "not slow"
+test: $(INSTALLED) $(TORCHVISION) ## all tests but the slow ones, and those that need pip's index
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not consumers"
 
-test-vllm: $(VLLM_INSTALLED) ## tests on vLLM itself, on the CPU, in .venv-vllm
-	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) -m pytest tests/vllm -n 2 --dist loadfile
+test-vllm: $(VLLM_INSTALLED) $(TORCHVISION) ## tests on vLLM itself, on the CPU, in .venv-vllm
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) -m pytest tests/vllm -n 2 --dist loadfile -m "not slow"
 
-test-slow: $(INSTALLED) ## the slow ones: long forms, kills at every point
+test-vllm-families: $(VLLM_INSTALLED) $(TORCHVISION) ## tiny models of many families through the command on vLLM
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) -m pytest tests/vllm/test_families.py -m slow
+
+test-slow: $(INSTALLED) $(TORCHVISION) ## the slow ones: long forms, kills at every point
 	$(PYTEST) -m slow
+
+test-consumers: $(INSTALLED) ## tests that install other libraries from pip's index, in environments of their own
+	$(PYTEST) -m consumers
 
 kill-all: $(INSTALLED) ## kill driver, workers and engines at every point: slow tests named *kill*
 	$(PYTEST) -m slow -k kill
@@ -94,6 +101,16 @@ $(VLLM_INSTALLED): pyproject.toml constraints.txt
 	$(VLLM_PY) -m pip install -q torch -c constraints.txt
 	$(VLLM_PY) -m pip install -q -e '.[demo,dev,dev-vllm]' -c constraints.txt
 	$(VLLM_PY) -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+# What the processors of many models need (the `transformers` extra has it). The registries' only
+# build of torchvision is CUDA's, which does not import beside a CPU torch; so it stands apart, and
+# tests that need it put it on PYTHONPATH together with what lets it (tests/torchvision_site).
+torchvision: $(TORCHVISION) ## what tests of models whose processors need torchvision run with
+
+$(TORCHVISION): constraints.txt | $(INSTALLED)
+	@echo "Installing torchvision into .torchvision, for tests"
+	$(PY) -m pip install -q --no-deps --upgrade --target .torchvision torchvision num2words docopt -c constraints.txt
 	@touch $@
 
 python:

@@ -17,6 +17,8 @@ from vlmbatch.tasks import MAX_PROMPT_CHARS, Ask, make_task, requests_of
 class Plain:
     """Words an ask so that a test sees all of it."""
 
+    stop = ("Next:",)
+
     def word(self, ask: Ask) -> str:
         return f"{ask.kind}|{ask.style}|{ask.question}|{','.join(ask.labels)}"
 
@@ -54,6 +56,26 @@ def test_captions_and_ocr_ask_nothing_of_their_own():
     assert (caption.prompt, caption.question) == ("caption|short|None|", None)
     assert (ocr.prompt, ocr.question) == ("ocr|short|None|", None)
     assert prompts(row(), TaskSpec(name="caption", style="detailed")) == ["caption|detailed|None|"]
+
+
+def test_an_answer_to_the_familys_own_words_ends_where_it_begins_another_turn():
+    tasks = [make_task(TaskSpec(name="caption")), make_task(TaskSpec(name="own", prompt="Go."))]
+    for stop, expected in (((), ("Next:",)), (("a", "Next:"), ("a", "Next:"))):
+        sampling = Sampling(seed=3, stop=stop)
+        caption, again, own, _ = requests_of(
+            row(), tasks, Plain(), system=None, sampling=sampling, num_samples=2
+        )
+        assert caption.sampling.stop == again.sampling.stop == expected
+        assert own.sampling == sampling
+        assert (caption.sampling.seed, again.sampling.seed) == (3, 4)
+
+
+def test_two_families_end_answers_by_a_text():
+    stops = {name: family_for({}, name).stop for name in FAMILIES}
+    assert {name: stop for name, stop in stops.items() if stop} == {
+        "yi_vl": ("###",),
+        "deepseek_vl": ("User:",),
+    }
 
 
 def test_each_question_of_a_row_is_a_request():

@@ -167,8 +167,9 @@ class Answering:
         often."""
         if request.problem is not None:
             return self.requests.failed_result(row, request)
-        result = _with_sizes(self.requests.bare_result(row, request), request)
-        again = MORE_TRIES if self._asking.reading.on_truncation == "retry" else 0
+        reading = self._asking.reading
+        result = _with_sizes(self.requests.bare_result(row, request), request, reading.family)
+        again = MORE_TRIES if reading.on_truncation == "retry" else 0
         while True:
             outcome, calls = await self._outcome_of(request)
             result = replace(result, attempts=result.attempts + calls)
@@ -216,13 +217,13 @@ class Answering:
         return replace(result, answer=answer, json=value)
 
 
-def _with_sizes(result: Result, request: Request) -> Result:
+def _with_sizes(result: Result, request: Request, family: Family) -> Result:
     """The result with the sizes of the first image, if it was seen here."""
     image = request.images[0]
     if image.url is not None:
         return result
     given = Size(image.pixels.width, image.pixels.height)
-    return replace(result, image_size=image.size, model_image_size=given)
+    return replace(result, image_size=image.size, model_image_size=family.seen(given))
 
 
 def make_loader(job: JobSpec, family: Family, *, base: str, threads: Executor) -> Loader:

@@ -34,7 +34,10 @@ from vlmbatch.tasks import Task, make_task
 READ_AGAIN = frozenset([ErrorCode.PARSE_FAILED, ErrorCode.SCHEMA_MISMATCH, ErrorCode.TRUNCATED])
 """Failures that are about reading; with another code there is no answer to read."""
 PATCH_RESULTS = 8192
-_DERIVED = ("text", "boxes", "points", "json", "status", "error")
+_DERIVED = (
+    *("text", "boxes", "points", "json", "status", "error"),
+    *("model_image_width", "model_image_height"),
+)
 _NEEDED = (
     *("row", "id", "task", "request", "sample", "question", "raw", "finish_reason"),
     *("completion_tokens", "image_width", "image_height"),
@@ -185,6 +188,9 @@ class _Rereader:
     def _result(self, record: Mapping[str, Any]) -> Result:
         result = Result(record["row"], record["id"], record["task"], record["request"])
         request = self._request(record)
+        if record["model_image_width"] is not None:
+            given = Size(*request.images[0].pixels.size)
+            result = replace(result, model_image_size=self._reading.family.seen(given))
         completion = Completion(
             record["raw"],
             record["finish_reason"] or "",

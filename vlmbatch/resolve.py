@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmbatch.engines import asked_settings, check_engine
+from vlmbatch.engines import asked_settings, check_engine, own_code
 from vlmbatch.engines.choice import choose_engine
 from vlmbatch.errors import ManifestError, UsageError
 from vlmbatch.families import ENTRIES, Entry, Family, entry_of, made
@@ -108,6 +108,14 @@ def resolve(job: JobSpec, manifest: Manifest, stored: RunFile | None) -> Resolve
         job, manifest, fresh=stored is None, warnings=warnings, notes=notes
     )
     check_engine(job.engine)
+    if job.engine.name == "transformers":
+        own_code.check(
+            model,
+            job.engine,
+            trusted=job.trust_remote_code,
+            sampling=job.sampling,
+            system=job.system,
+        )
     if job.engine.lora is not None:
         engine = job.engine.model_copy(update={"lora": path.abspath(job.engine.lora)})
         job = job.model_copy(update={"engine": engine})
@@ -298,6 +306,7 @@ def _ask(
         "system": job.system,
         "model": f"{model['label']} {model['revision']}".strip(),
         "family": asking.family.name,
+        "family_stop": list(asking.family.stop),
         "engine": job.engine.name,
         **asked_settings(job.engine),
         "lora": None if job.engine.lora is None else _content_of_lora(job.engine.lora),

@@ -45,6 +45,9 @@ PLACEHOLDERS = {
 class Wording(Protocol):
     """The half of a family that tasks need."""
 
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+
     def word(self, ask: Ask) -> str: ...
 
 
@@ -130,8 +133,10 @@ def requests_of(
     """
     found: list[Request] = []
     asked = 0
-    samplings = [_of_sample(sampling, sample) for sample in range(num_samples)]
     for task in tasks:
+        stop = sampling.stop if task.template else _with(sampling.stop, family.stop)
+        of_task = replace(sampling, stop=stop)
+        samplings = [_of_sample(of_task, sample) for sample in range(num_samples)]
         for ask, failure in _asks(task, row):
             prompt, question, problem = "", ask.question, failure
             if problem is None:
@@ -159,6 +164,10 @@ def requests_of(
             ]
             asked += 1
     return found
+
+
+def _with(stop: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*stop, *more)))
 
 
 def _of_sample(sampling: Sampling, sample: int) -> Sampling:

@@ -97,6 +97,7 @@ class Worker:
         self._engine = make_engine(
             job,
             self._run_file.model,
+            self._asking.family,
             many_images=self._asking.columns.images_as_lists,
             image_size=self._asking.family.target(USUAL),
         )

@@ -104,6 +104,20 @@ def test_batches_are_full_and_hold_prompts_of_like_length() -> None:
     assert spread <= 4 * 5
 
 
+def test_only_requests_of_a_group_share_a_batch() -> None:
+    async def scenario() -> list[Outcome]:
+        batcher = Batcher(model, 4, lambda request: request.prompt[0])
+        outcomes = await gathered(batcher, prompts)
+        await batcher.close()
+        return outcomes
+
+    model = Repeats()
+    prompts = [f"{'ab'[number % 3 == 0]}{number}" for number in range(18)]
+    assert asyncio.run(scenario()) == [Completion(prompt, "stop") for prompt in prompts]
+    assert all(len({prompt[0] for prompt in batch}) == 1 for batch in model.batches)
+    assert sorted(len(batch) for batch in model.batches) == [2, 4, 4, 4, 4]
+
+
 def test_the_oldest_request_is_in_the_next_batch_however_odd_it_is() -> None:
     model = Repeats()
     asyncio.run(outcomes_of(model, ["x", "y" * 999, *("z" * 5 for _ in range(20))], 4))

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.tiny_models import CONTEXT, build_idefics3, build_kosmos2
+from tests.tiny_models import CONTEXT, build_idefics3, build_kosmos2, build_llava
 from vlmbatch.engines.transformers import TransformersEngine, load
 from vlmbatch.errors import EngineDead, EngineStartError, ErrorCode, RequestFailed, Stage
 from vlmbatch.grounding import Size
-from vlmbatch.records import Completion, LoadedImage, Request, Sampling, TaskKind
+from vlmbatch.records import IMAGE, Completion, LoadedImage, Request, Sampling, TaskKind
 
 pytest.importorskip("torch", reason="the transformers engine needs torch")
 pytest.importorskip("transformers", reason="the transformers engine needs transformers")
@@ -216,14 +216,41 @@ def test_a_template_for_text_alone_gets_the_images_as_placeholders(tmp_path: Pat
     assert checkpoint.render(ask("what?", picture(1))) == "user: <image>what?\nassistant:"
 
 
-def test_kosmos2_places_images_itself_and_its_answers_ignore_their_neighbours(
-    tmp_path: Path,
-) -> None:
+def test_kosmos2_places_images_itself(tmp_path: Path) -> None:
     folder = build_kosmos2(tmp_path / "kosmos2")
-    requests = [ask("An image of" + "?" * (3 * i), picture(i)) for i in range(3)]
-    together = answers(folder, requests, batch_size=3)
-    assert together == [answers(folder, [request])[0] for request in requests]
-    assert load_tiny(folder).render(requests[0]) == "An image of"
+    assert load_tiny(folder).render(ask("An image of", picture(1))) == "An image of"
+
+
+def test_kosmos2_is_asked_equal_prompts_together_and_answers_as_one_by_one(tmp_path: Path) -> None:
+    folder = build_kosmos2(tmp_path / "kosmos2")
+    captions = [ask("An image of", picture(i)) for i in range(12)]
+    questions = [ask("Question: what?" + "?" * (i % 5), picture(i)) for i in range(12)]
+    requests = [request for pair in zip(captions, questions, strict=True) for request in pair]
+    batches: list[int] = []
+
+    async def scenario() -> list[Outcome]:
+        async with started(folder, batch_size=6) as engine:
+            assert engine._checkpoint is not None
+            counts_batches(engine._checkpoint._model, batches)
+            return await gathered(engine, requests)
+
+    assert asyncio.run(scenario()) == answers(folder, requests, batch_size=1)
+    assert batches.count(6) == 2  # the captions
+    assert sum(batches) == 24
+    assert max(batches) == 6
+
+
+def test_without_a_chat_template_a_request_is_put_into_its_familys_frame(tmp_path: Path) -> None:
+    checkpoint = load_tiny(build_llava(tmp_path / "plain", chat_template=None))
+    checkpoint.frame = f"USER: {IMAGE}\n{{text}} ASSISTANT:"
+    assert checkpoint.render(ask("what {text}?", picture(1), picture(2))) == (
+        "USER: <image><image>\nwhat {text}? ASSISTANT:"
+    )
+    whole = ask(f"{IMAGE}caption en", picture(1))
+    assert checkpoint.render(whole) == "<image>caption en"
+    checkpoint = load_tiny(build_llava(tmp_path / "templated"))
+    checkpoint.frame = "unused"
+    assert checkpoint.render(ask("what?", picture(1))) == "USER: <image>\nwhat? ASSISTANT:"
 
 
 def test_greedy_answers_ignore_the_sampling_of_the_checkpoint(
@@ -519,3 +546,14 @@ def fails_above(requests: int, model: Any, error: Exception) -> None:
         return generate(**options)
 
     model.generate = failing
+
+
+def counts_batches(model: Any, batches: list[int]) -> None:
+    """Lets generate() of this model write down how many requests it was given."""
+    generate = model.generate
+
+    def counting(**options: Any) -> Any:
+        batches.append(len(options["input_ids"]))
+        return generate(**options)
+
+    model.generate = counting

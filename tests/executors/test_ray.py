@@ -292,6 +292,54 @@ def test_what_an_actor_started_dies_with_it(tmp_path: Path) -> None:
         until(lambda: not is_alive(grandchild), 10)
 
 
+FAMILY = """
+from dataclasses import replace
+from vlmbatch.families import entry_named
+ENTRY = replace(entry_named("generic"), name="older", requirements=("no-such-package==1",))
+"""
+
+
+@pytest.mark.slow
+def test_an_environment_that_has_another_path_on_another_node_is_refused_before_it_is_built(
+    manifest: Path, tmp_path: Path, cluster: str
+) -> None:
+    (tmp_path / "older.py").write_text(FAMILY)
+    command = [
+        *(str(RAY), "start", f"--address={cluster}", "--block", "--disable-usage-stats"),
+        *("--num-gpus=1", "--object-store-memory=100000000"),
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]
+    elsewhere = {**os.environ, **TOKEN, "VLMBATCH_CACHE": str(tmp_path / "elsewhere")}
+    said = tmp_path / "node.log"
+    with open(said, "wb") as log:
+        node = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=elsewhere
+        )
+    try:
+        until(lambda: "Ray runtime started" in said.read_text() or node.poll() is not None)
+        run = subprocess.run(
+            [
+                *(sys.executable, *VLMBATCH, "run", str(manifest), "-o", str(tmp_path / "out")),
+                *("-t", "caption", "-m", "demo", "--engine", "transformers"),
+                *("--family", str(tmp_path / "older.py"), "--ray-address", cluster),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={k: v for k, v in os.environ.items() if k != "VLMBATCH_CACHE"} | TOKEN,
+        )
+    finally:
+        for pid in in_session(node.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait()
+    assert run.returncode == 2, run.stderr
+    assert "executor ray: family older needs no-such-package==1" in run.stderr
+    assert "must have one path on all nodes, not " in run.stderr
+    assert f"{tmp_path}/elsewhere/environments/" in run.stderr
+    assert "VLMBATCH_CACHE" in run.stderr
+
+
 def slow_run(manifest: Path, output: Path, *options: str) -> Run:
     """A run that takes some seconds, so that something can happen to it."""
     slow = ("--engine-arg", "delay=0.1", "--engine-arg", "capacity=1")

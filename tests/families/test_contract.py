@@ -1,10 +1,14 @@
 """What every family of the registry promises: boxes come back, and no answer breaks it."""
 
+import ast
 import contextlib
 import random
 import string
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
+import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
@@ -13,6 +17,7 @@ from PIL import Image
 
 from tests.families.write_golden import ASKS, GOLDEN, golden
 from tests.strategies import mutated, reads_or_fails, seconds_to_read
+from tests.tiny_models import CHAT_TEMPLATE
 from vlmbatch.errors import ErrorCode, RequestFailed, UsageError
 from vlmbatch.families import FAMILIES, entry_named, entry_of, family_for
 from vlmbatch.families.base import BOX_TASKS, Family
@@ -343,3 +348,21 @@ def test_another_reading_of_the_boxes_is_chosen_by_name():
 def test_words_of_a_family_that_has_no_boxes_ask_for_none():
     with pytest.raises(RequestFailed, match="no words for ground"):
         made("aya_vision").word(Ask(TaskKind.GROUND, question="a", labels=("a",)))
+
+
+def test_smolvlm_prompts_are_those_of_its_librarys_own_chat_template():
+    """The one family whose template transformers ships; the others' are in their checkpoints."""
+    source = find_spec("transformers.models.smolvlm").submodule_search_locations[0]
+    tree = ast.parse((Path(source) / "processing_smolvlm.py").read_bytes())
+    template = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "DEFAULT_CHAT_TEMPLATE"
+    )
+    text = family_for({"model_type": "smolvlm"}).word(Ask(TaskKind.VQA, question="Why?"))
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content}]
+    rendered = jinja2.Template(template).render(messages=messages, add_generation_prompt=True)
+    assert rendered == "<|im_start|>User:<image>Why?<end_of_utterance>\nAssistant:"
+    ours = jinja2.Template(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=True)
+    assert ours == rendered  # what our small checkpoints are asked with

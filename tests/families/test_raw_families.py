@@ -74,6 +74,7 @@ def test_fuyu_is_read_from_its_tokens():
     assert text == " a sign<0x00> 10 20 100 200<0x01> here"
     assert read("fuyu", TaskKind.GROUND, text, SQUARE, "x").boxes == (Box("x", 40, 20, 400, 200),)
     assert read("fuyu", TaskKind.VQA, text).text == "a sign here"
+    assert Fuyu.text_of(["▁5", "<0xE2>", "<0x82>", "<0xAC>", "<0x0A>", "<0xFF>"]) == " 5€\n\ufffd"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vlmbatch.engines.base import Engine
+from vlmbatch.engines.own_code import adapter_for
+from vlmbatch.engines.own_code import parse_args as parse_own_args
 from vlmbatch.errors import UsageError
+from vlmbatch.families import entry_named
+from vlmbatch.families.base import Family
 from vlmbatch.grounding import Size
 from vlmbatch.job import EngineSpec, JobSpec
 from vlmbatch.models import DEMO, demo_path
@@ -34,6 +38,7 @@ ASKED_SETTINGS = ("dtype", "max_model_len", "quantization", "kv_cache_dtype", "i
 def make_engine(
     job: JobSpec,
     model: Mapping[str, Any],
+    family: Family,
     *,
     many_images: bool = False,
     image_size: Size | None = None,
@@ -61,6 +66,17 @@ def make_engine(
                 many_images=many_images,
                 image_size=image_size,
             )
+    if job.trust_remote_code and (own := adapter_for(model["config"])) is not None:
+        from vlmbatch.engines.own_code.engine import OwnCodeEngine
+
+        return OwnCodeEngine(
+            _path(job, model),
+            own,
+            parse_own_args(job.engine.args),
+            revision=_revision(model),
+            dtype=job.engine.dtype,
+            requirements=entry_named(job.family).requirements if job.family else (),
+        )
     from vlmbatch.engines.transformers import TransformersEngine
 
     return TransformersEngine(
@@ -70,6 +86,8 @@ def make_engine(
         batch_size=job.engine.batch_size,
         device=None,
         trust_remote_code=job.trust_remote_code,
+        frame=family.frame,
+        text_of=family.text_of,
     )
 
 
@@ -106,11 +124,7 @@ def check_engine(engine: EngineSpec) -> None:
 
             check_vllm(engine)
         case _:
-            if engine.args:
-                raise UsageError(
-                    f"the {engine.name} engine has no argument {next(iter(engine.args))!r}",
-                    hint="its settings have options of their own: --dtype, --batch-size",
-                )
+            parse_own_args(engine.args)
 
 
 def asked_settings(engine: EngineSpec) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -73,12 +73,19 @@ class Batcher(Generic[Prepared]):
     engine would idle.
 
     The oldest request is in every next batch, so none starves; those most like it come along, so
-    padding is little. ``batch_size`` is halved whenever a batch does not fit into memory.
+    padding is little. ``batch_size`` is halved whenever a batch does not fit into memory. Only
+    requests of the same ``group`` share a batch.
     """
 
-    def __init__(self, model: Computes[Prepared], batch_size: int) -> None:
+    def __init__(
+        self,
+        model: Computes[Prepared],
+        batch_size: int,
+        group: Callable[[Request], Hashable] = lambda request: None,
+    ) -> None:
         self.batch_size = batch_size
         self._model = model
+        self._group = group
         self._waiting: list[Ticket] = []
         self._open: set[Ticket] = set()
         self._changed = asyncio.Event()
@@ -147,12 +154,19 @@ class Batcher(Generic[Prepared]):
         if not self._waiting:
             return []
         oldest = self._waiting[0].request
-        alike = [ticket for ticket in self._waiting if _may_share(oldest, ticket.request)]
+        alike = [ticket for ticket in self._waiting if self._may_share(oldest, ticket.request)]
         alike.sort(key=lambda ticket: _unlikeness(oldest, ticket.request))
         taken = alike[: self.batch_size]
         chosen = set(taken)
         self._waiting = [ticket for ticket in self._waiting if ticket not in chosen]
         return taken
+
+    def _may_share(self, a: Request, b: Request) -> bool:
+        return (
+            a.sampling == b.sampling
+            and len(a.images) == len(b.images)
+            and self._group(a) == self._group(b)
+        )
 
     def _prepare(self, tickets: list[Ticket]) -> list[_Batch[Prepared]]:
         """The tickets as one batch; in smaller ones if they fail together."""
@@ -224,10 +238,6 @@ def one_line(error: BaseException) -> str:
         return kind
     plain = isinstance(error, (BatchTooLarge, VlmbatchError))  # worded by us
     return lines[0] if plain else f"{kind}: {lines[0]}"
-
-
-def _may_share(a: Request, b: Request) -> bool:
-    return a.sampling == b.sampling and len(a.images) == len(b.images)
 
 
 def _unlikeness(a: Request, b: Request) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vlmbatch.engines.batcher import Batcher, BatchTooLarge, one_line
 from vlmbatch.errors import EngineDead, EngineStartError, ErrorCode, Stage, failed
@@ -19,6 +19,8 @@ from vlmbatch.records import IMAGE, Completion, Request, Sampling
 BATCH_ON_CPU, BATCH_ON_GPU = 16, 32
 DTYPES = ("float32", "bfloat16", "float16")
 HUB_SECONDS = 10
+
+Loaded = TypeVar("Loaded")
 
 END_OF_TURN = ("<end_of_utterance>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 """Ends a chat turn wherever it exists as a token, whatever generation_config.json says."""
@@ -32,8 +34,12 @@ PLACE_IMAGES_THEMSELVES = (
 )
 """Processors that put the images into a raw prompt (transformers 5.19: each one's __call__)."""
 
-ONE_BY_ONE = ("kosmos-2",)
-"""Model types whose answers change with padding (measured on transformers 5.19)."""
+SHIFTED_BY_PADDING = ("kosmos-2",)
+"""Model types whose answers change with padding (measured on transformers 5.19): only equal prompts
+share a batch. Whatever its size, an image is as many tokens to them."""
+
+NOT_FOR_GENERATE = ("labels",)
+"""What processors return for training (transformers 5.19: PaliGemmaProcessor)."""
 
 TOKENS_AROUND_STOP = 8
 """An answer's end is looked at with so many tokens more than its longest stop text has bytes."""
@@ -55,6 +61,8 @@ class TransformersEngine:
     ``model`` is a local folder or a Hub id. Greedy answers do not depend on the batch (exactly so
     in float32, nearly so in half precision). Sampled answers can be reproduced with a seed only at
     batch size 1: the seed is set once per batch, so a request's draws depend on its neighbours.
+
+    ``frame`` and ``text_of`` are those of the model's family.
     """
 
     def __init__(
@@ -66,8 +74,11 @@ class TransformersEngine:
         batch_size: int | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
+        frame: str | None = None,
+        text_of: Callable[[Sequence[str]], str] | None = None,
     ) -> None:
         self._source = _Source(model, revision, trust_remote_code)
+        self._frame, self._text_of = frame, text_of
         self._wanted = (dtype, device)
         self._batch_size = batch_size
         self._checkpoint: _Checkpoint | None = None
@@ -77,10 +88,11 @@ class TransformersEngine:
     async def start(self) -> None:
         checkpoint = await asyncio.to_thread(load, self._source, *self._wanted)
         default = BATCH_ON_CPU if checkpoint.device == "cpu" else BATCH_ON_GPU
-        batch_size = 1 if checkpoint.one_by_one else self._batch_size or default
+        batch_size = self._batch_size or default
         self.capacity = 2 * batch_size  # one batch is answered, the next one prepared
         self._checkpoint = checkpoint
-        self._batcher = Batcher(checkpoint, batch_size)
+        checkpoint.frame, checkpoint.text_of = self._frame, self._text_of
+        self._batcher = Batcher(checkpoint, batch_size, checkpoint.group)
 
     async def generate(self, request: Request) -> Completion:
         if self._batcher is None:
@@ -122,6 +134,14 @@ class _Source:
 
 def load(source: _Source, dtype: str, device: str | None) -> _Checkpoint:
     """The checkpoint, ready to answer. Whatever goes wrong is an EngineStartError."""
+    return load_with(_load, source, dtype, device)
+
+
+def load_with(
+    loading: Callable[[_Source, str, str], Loaded], source: _Source, dtype: str, device: str | None
+) -> Loaded:
+    """What ``loading`` makes of the checkpoint with the dtype and the device that were asked for,
+    or that are best. Whatever goes wrong is an EngineStartError."""
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -138,7 +158,7 @@ def load(source: _Source, dtype: str, device: str | None) -> _Checkpoint:
             f"unknown dtype '{dtype}'", hint=f"one of: auto, {', '.join(DTYPES)}"
         )
     try:
-        return _load(source, dtype, device)
+        return loading(source, dtype, device)
     except EngineStartError:
         raise
     except Exception as error:
@@ -171,7 +191,7 @@ def best_dtype(device: str) -> str:
 
 def _load(source: _Source, dtype: str, device: str) -> _Checkpoint:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor, __version__
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -186,8 +206,10 @@ def _load(source: _Source, dtype: str, device: str) -> _Checkpoint:
         raise EngineStartError(
             f"{source} does not take images", hint="name a vision-language model with -m"
         )
+    # An environment of the family's own may have version 4, which calls it torch_dtype.
+    options["torch_dtype" if __version__.startswith("4.") else "dtype"] = getattr(torch, dtype)
     model, report = AutoModelForImageTextToText.from_pretrained(
-        source.model, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        source.model, output_loading_info=True, **options
     )
     if missing := sorted(report["missing_keys"]):
         raise EngineStartError(
@@ -277,7 +299,9 @@ class _Checkpoint:
         self.dtype, self.device = dtype, device
         self._processor, self._model = processor, model
         self._tokenizer = processor.tokenizer
-        self.one_by_one = model.config.model_type in ONE_BY_ONE
+        self.frame: str | None = None
+        self.text_of: Callable[[Sequence[str]], str] | None = None
+        self._shifted_by_padding = model.config.model_type in SHIFTED_BY_PADDING
         self._encodes = bool(model.config.is_encoder_decoder)
         self._tokenizer.padding_side = "right" if self._encodes else "left"
         if self._tokenizer.pad_token is None:
@@ -288,6 +312,10 @@ class _Checkpoint:
         self._token_ids = self._take_over_generation_config()
         self._takes_parts = self._template_takes_parts()
 
+    def group(self, request: Request) -> str:
+        """Requests of other groups do not share its batch."""
+        return request.prompt if self._shifted_by_padding else ""
+
     def prepare(self, requests: Sequence[Request]) -> _Inputs:
         texts = [self.render(request) for request in requests]
         options: dict[str, Any] = {"text": texts, "padding": True, "return_tensors": "pt"}
@@ -297,6 +325,8 @@ class _Checkpoint:
         if self._template is not None and bos and texts[0].startswith(bos):
             options["add_special_tokens"] = False  # the template has put it there already
         tensors = dict(self._processor(**options))
+        for name in NOT_FOR_GENERATE:
+            tensors.pop(name, None)
         lengths = tensors["attention_mask"].sum(dim=1).tolist()
         if (longest := max(lengths)) > self._room_for_prompt:
             raise failed(
@@ -308,12 +338,13 @@ class _Checkpoint:
         return _Inputs(tensors, lengths, requests[0].sampling)
 
     def render(self, request: Request) -> str:
-        """The prompt as text: the chat template's, or where there is none, images then prompt."""
+        """The prompt as text: the chat template's, or where there is none, the family's frame."""
         images = len(request.images)
-        if IMAGE in request.prompt:
-            return request.prompt.replace(IMAGE, self._image_token * images, 1)
-        if self._template is None:
-            return self._image_token * images + request.prompt
+        whole = request.prompt
+        if IMAGE not in whole and self._template is None:
+            whole = (self.frame or IMAGE + "{text}").replace("{text}", whole)
+        if IMAGE in whole:
+            return whole.replace(IMAGE, self._image_token * images, 1)
         messages = []
         if request.system is not None:
             messages.append({"role": "system", "content": self._content(request.system)})
@@ -402,6 +433,8 @@ class _Checkpoint:
         )
 
     def _text(self, ids: list[int]) -> str:
+        if self.text_of is not None:
+            return self.text_of([token or "" for token in self._decoder.convert_ids_to_tokens(ids)])
         text = self._decoder.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )

@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 from queue import SimpleQueue
 
+from vlmbatch.environments import Environment
 from vlmbatch.errors import UsageError
 from vlmbatch.executors import Event, Executor
+from vlmbatch.families import entry_named
 from vlmbatch.job import JobSpec
 from vlmbatch.messages import Message, Setup
 from vlmbatch.results.store import LocalStore
+from vlmbatch.terminal import say
 
 
 def choose_executor(job: JobSpec, rows: int) -> tuple[str, int]:
@@ -20,8 +23,16 @@ def choose_executor(job: JobSpec, rows: int) -> tuple[str, int]:
     )
     name = job.executor
     if name == "auto":
-        name = "ray" if workers > 1 or job.ray_address else "local"
+        name = "ray" if workers > 1 or job.ray_address or environment_of(job) else "local"
     return name, max(1, min(workers, rows))
+
+
+def environment_of(job: JobSpec) -> Environment | None:
+    """Where the workers run, if the model's own code needs other versions than are installed."""
+    if job.engine.name != "transformers" or job.family is None:
+        return None
+    requirements = entry_named(job.family).requirements
+    return Environment(requirements) if requirements else None
 
 
 def _takes_gpus(job: JobSpec) -> bool:
@@ -57,7 +68,14 @@ def usable_gpus() -> int:
 def make_executor(
     name: str, job: JobSpec, store: LocalStore, workers: int, rows: int
 ) -> tuple[Executor, int]:
-    """The executor, and how many workers it is to start: a cluster knows its own GPUs."""
+    """The executor, and how many workers it is to start: a cluster knows its own GPUs.
+
+    Builds the environment that the model's own code needs, if it needs one.
+    """
+    environment = environment_of(job)
+    if environment is not None:
+        family = entry_named(job.family or "").name
+        say(f"executor {name}: family {family} needs {environment}, in an environment of its own")
     if name == "local":
         from vlmbatch.executors.local import LocalExecutor
 
@@ -67,6 +85,7 @@ def make_executor(
             gpus=usable_gpus() if _takes_gpus(job) else 0,
             gpus_per_worker=job.gpus_per_worker,
             share_cores=job.engine.name != "vllm",
+            python=environment.ensure(say).python if environment else None,
         )
         return local, workers
     try:
@@ -77,6 +96,7 @@ def make_executor(
         address=job.ray_address,
         workers=None if job.ray_address and job.workers is None else workers,
         gpus_per_worker=job.gpus_per_worker if _takes_gpus(job) else 0,
+        environment=environment,
     )
     return cluster, min(cluster.workers, rows)
 

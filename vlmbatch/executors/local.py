@@ -31,11 +31,14 @@ class LocalExecutor:
         gpus: int = 0,
         gpus_per_worker: int = 1,
         share_cores: bool = True,
+        python: str | None = None,
     ) -> None:
         """``share_cores``: each worker is told how many threads are its share; an engine that
-        settles that for its own processes is not."""
+        settles that for its own processes is not. ``python``: what runs a worker, else what
+        runs this."""
         self.events: SimpleQueue[Event] = SimpleQueue()
         self._logs = logs
+        self._python = python or sys.executable
         self._slots = gpus // gpus_per_worker
         self._gpus_per_worker = gpus_per_worker
         self._workers: dict[str, _Process] = {}
@@ -56,7 +59,7 @@ class LocalExecutor:
             self._slot_of[setup.worker] = slot
             devices = range(slot * self._gpus_per_worker, (slot + 1) * self._gpus_per_worker)
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(_device(index) for index in devices)
-        process = _Process(setup, self._logs, self.events, environment)
+        process = _Process(setup, self._python, self._logs, self.events, environment)
         self._workers[setup.worker] = process
         self.events.put(Placed(setup.worker, socket.gethostname()))
 
@@ -82,6 +85,7 @@ class _Process:
     def __init__(
         self,
         setup: Setup,
+        python: str,
         logs: Path,
         events: SimpleQueue[Event],
         environment: dict[str, str],
@@ -94,7 +98,7 @@ class _Process:
         with reported(self.log), open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 [
-                    sys.executable,
+                    python,
                     "-m",
                     "vlmbatch.executors.process",
                     str(to_worker_read),

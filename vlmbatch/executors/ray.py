@@ -19,6 +19,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -35,11 +37,14 @@ for _name, _value in {
 
 import ray  # noqa: E402
 import ray.exceptions  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
+from vlmbatch.environments import CACHE, Built, Environment, cache_folder  # noqa: E402
 from vlmbatch.errors import RunStopped, UsageError, VlmbatchError  # noqa: E402
 from vlmbatch.executors import Died, Event, Placed, Said  # noqa: E402
 from vlmbatch.messages import Broken, Message, Setup, from_json, to_json  # noqa: E402
 from vlmbatch.results.store import LocalStore  # noqa: E402
+from vlmbatch.terminal import say  # noqa: E402
 
 CONNECT_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
@@ -48,12 +53,22 @@ CLOSE_SECONDS = 5.0
 class RayExecutor:
     """``address``: of an existing cluster (``auto``, or host:port); None starts one for this run.
 
+    ``environment``: what workers run in, if not in the installation of their node; it is built on
+    every node that can have one.
+
     Connects when it is made, because ``ray.init`` puts its own handler on SIGTERM. Raises
     UsageError for a ``ray://`` address or more GPUs than any node has, RunStopped where no cluster
-    answers.
+    answers or the environment cannot be built.
     """
 
-    def __init__(self, *, address: str | None, workers: int | None, gpus_per_worker: int) -> None:
+    def __init__(
+        self,
+        *,
+        address: str | None,
+        workers: int | None,
+        gpus_per_worker: int,
+        environment: Environment | None = None,
+    ) -> None:
         self.events: SimpleQueue[Event] = SimpleQueue()
         self._actors: dict[str, _Actor] = {}
         self._closed = False
@@ -61,7 +76,8 @@ class RayExecutor:
         try:
             nodes = _gpus_of_nodes()
             self._gpus = _gpus_that_exist(gpus_per_worker, nodes)
-        except UsageError:
+            self._python = _python_in(environment, self._gpus) if environment else None
+        except VlmbatchError:
             ray.shutdown()
             raise
         self.workers = workers or _places(nodes, self._gpus)
@@ -69,7 +85,9 @@ class RayExecutor:
         self._per_node = math.ceil(self.workers / max(1, len(nodes)))
 
     def start(self, setup: Setup) -> None:
-        self._actors[setup.worker] = _Actor(setup, self._gpus, self._per_node, self.events)
+        self._actors[setup.worker] = _Actor(
+            setup, self._python, self._gpus, self._per_node, self.events
+        )
 
     def send(self, worker: str, message: Message) -> None:
         if not self._closed:
@@ -107,15 +125,23 @@ class _Actor:
     """The driver's side of one actor, and the thread that listens to it."""
 
     def __init__(
-        self, setup: Setup, gpus: int, workers_per_node: int, events: SimpleQueue[Event]
+        self,
+        setup: Setup,
+        python: str | None,
+        gpus: int,
+        workers_per_node: int,
+        events: SimpleQueue[Event],
     ) -> None:
         self._name = setup.worker
         self._events = events
         self._sent = 0
         kind: Any = ray.remote(Host)
-        self._host: Any = kind.options(
-            num_cpus=0, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD"
-        ).remote(to_json(setup), os.getcwd(), os.environ.get("OMP_NUM_THREADS"), workers_per_node)
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0}
+        if python is not None:  # Ray hands it to a shell
+            options["runtime_env"] = {"py_executable": shlex.quote(python)}
+        self._host: Any = kind.options(scheduling_strategy="SPREAD", **options).remote(
+            to_json(setup), os.getcwd(), os.environ.get("OMP_NUM_THREADS"), workers_per_node
+        )
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -317,6 +343,83 @@ def _submit_line(address: str, words: list[str]) -> str:
         del rest[at : at + 2]
     command = shlex.join(["vlmbatch", *rest, "--ray-address", "auto"])
     return f"ray job submit --address http://{host}:8265 -- {command}"
+
+
+def _python_in(environment: Environment, gpus: int) -> str:
+    """The environment's interpreter, which has the same path on every node with so many GPUs."""
+    nodes = [
+        node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus
+    ]
+    if CACHE in os.environ:
+        environment = replace(environment, cache=str(cache_folder().absolute()))
+    found = _on_nodes(nodes, _look, environment)
+    hosts = {there.python: there.host for there in found}
+    if len(hosts) > 1:
+        listed = ", ".join(f"{python} on {host}" for python, host in sorted(hosts.items()))
+        raise UsageError(
+            f"the environment with {environment} must have one path on all nodes, not {listed}",
+            hint="install vlmbatch in the same place everywhere, and let "
+            f"{CACHE} name a folder that every node has, shared or its own",
+        )
+    missing = [node for node, there in zip(nodes, found, strict=True) if there.built is None]
+    if missing:
+        where = f" on {len(missing)} of {len(nodes)} nodes" if len(nodes) > 1 else ""
+        say(
+            f"building an environment with {environment}{where}, once per machine "
+            f"(log: {found[0].log})"
+        )
+        for built in _on_nodes(missing, _build, environment):
+            say(f"{built}" + (f", on {built.host}" if where else f", in {found[0].folder}"))
+    return str(found[0].python)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Of an environment, on the node where it was looked for."""
+
+    host: str
+    folder: str
+    python: str
+    log: str
+    built: Built | None
+
+
+def _look(environment: Environment) -> _Found:
+    folder, python, log = map(str, (environment.folder, environment.python, environment.log))
+    return _Found(socket.gethostname(), folder, python, log, environment.built())
+
+
+def _build(environment: Environment) -> Built:
+    return environment.ensure(logging.getLogger(__name__).info)
+
+
+def _on_nodes(
+    nodes: list[dict[str, Any]], function: Callable[..., Any], environment: Environment
+) -> list[Any]:
+    """What the function says on each of these nodes, at the same time."""
+    task: Any = ray.remote(function)
+    asked = [
+        task.options(
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote(environment)
+        for node in nodes
+    ]
+    said = []
+    for node, answer in zip(nodes, asked, strict=True):
+        try:
+            said.append(ray.get(answer))
+        except Exception as error:
+            name = node["NodeManagerHostname"]
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, VlmbatchError):
+                message = f"{cause.message} (on node {name})"
+                raise type(cause)(message, hint=cause.hint) from None
+            raise RunStopped(
+                f"node {name} cannot build an environment: {_reason(error)}",
+                hint="is the same version of vlmbatch installed on every node?",
+            ) from None
+    return said
 
 
 def _gpus_of_nodes() -> list[int]:

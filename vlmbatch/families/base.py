@@ -26,6 +26,20 @@ class Family(Protocol):
     """What ``word`` returns is the whole prompt, with IMAGE in it, for a model without a chat
     template; else it is the text of the user's turn, and the engine puts the image before it."""
 
+    @property
+    def frame(self) -> str | None:
+        """A whole prompt for checkpoints that lost their chat template: IMAGE and ``{text}``."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that begin another turn: an answer to one of the family's own prompts ends
+        before."""
+
+    @property
+    def text_of(self) -> Callable[[Sequence[str]], str] | None:
+        """Of an answer's tokens, as in the vocabulary, its text; for engines that have the tokens.
+        None: as the tokenizer decodes them."""
+
     def word(self, ask: Ask) -> str:
         """How the ask is put to the model; see ``raw``."""
 
@@ -47,6 +61,9 @@ class Family(Protocol):
 
     def prepare(self, pixels: Image) -> Image:
         """What the model is given of an image that has its ``target`` size; ``read`` maps back."""
+
+    def seen(self, given: Size) -> Size:
+        """The size that coordinates refer to, of an image that the engine is given in this one."""
 
     def image_tokens(self, size: Size) -> int | None:
         """Prompt tokens that an image of this size costs; None where that is not known."""
@@ -74,6 +91,8 @@ class Entry:
     """From the config.json; the image processor's settings are its ``preprocessor`` entry."""
     own_code: bool = False
     """The checkpoint needs --trust-remote-code."""
+    architectures: tuple[str, ...] = ()
+    """Classes in ``architectures`` of config.json that transformers' registry does not have."""
     requirements: tuple[str, ...] = ()
     """Pinned packages that its own code needs and that do not fit ours: an environment of its own
     holds them. Empty: that code runs in ours."""
@@ -112,7 +131,8 @@ class Chat:
     version = 1
     raw = False
     frame: str | None = None
-    """A whole prompt for checkpoints that lost their chat template: IMAGE and ``{text}``."""
+    stop: tuple[str, ...] = ()
+    text_of: Callable[[Sequence[str]], str] | None = None
 
     def word(self, ask: Ask) -> str:
         match ask.kind:
@@ -155,6 +175,9 @@ class Chat:
 
     def prepare(self, pixels: Image) -> Image:
         return pixels
+
+    def seen(self, given: Size) -> Size:
+        return given
 
     def image_tokens(self, size: Size) -> int | None:
         return None

@@ -28,6 +28,15 @@ from vlmbatch.grounding import Box, GridSpace, Size, Space
 from vlmbatch.records import IMAGE, Answer, LoadedImage, TaskKind
 from vlmbatch.tasks import Ask
 
+REQUIREMENTS = (
+    "transformers==4.41.2",
+    "tokenizers==0.19.1",
+    "huggingface_hub==0.36.2",
+    "sentencepiece==0.2.1",
+    "einops==0.8.1",
+)
+"""The last transformers whose ``generate`` its code fits; the authors' is 4.35."""
+
 _LISTS = re.compile(r"[ \t]?\[\[[\d,;\s]*+\]\]")
 
 
@@ -127,10 +136,12 @@ def _entry(
         tasks=tasks,
         boxes=boxes,
         evidence="documented",
+        architectures=("CogVLMForCausalLM",),
         matches=matches,
         make=lambda config: family(whole(config, "vision_config", "image_size", default=490)),
         own_code=True,
-        note="needs an old transformers (4.36 to 4.41) for its own code; vLLM does not have it",
+        requirements=REQUIREMENTS,
+        note="its own code needs xformers and torchvision too, those that belong to the torch",
     )
 
 

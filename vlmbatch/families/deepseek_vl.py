@@ -1,9 +1,9 @@
 """DeepSeek-VL 1, 1.3B and 7B (hybrid: a second encoder for 1024 px); no boxes are documented.
 
 The chat checkpoints have a chat template; where it was lost, ``frame`` is the conversation of
-deepseek-ai/DeepSeek-VL (deepseek_vl/utils/conversation.py, documented). The base checkpoints have
-none: they continue a text. An image is padded to a square, 576 tokens (transformers 5.19,
-processing_deepseek_vl.py).
+deepseek-ai/DeepSeek-VL (deepseek_vl/utils/conversation.py, documented), which also ends an answer
+at ``User:``. The base checkpoints have none: they continue a text. An image is padded to a square,
+576 tokens (transformers 5.19, processing_deepseek_vl.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlmbatch.families.base import TEXT_TASKS, Chat, Entry
+from vlmbatch.families.base import TEXT_TASKS, Chat, Entry, whole
 from vlmbatch.families.sizes import shrink_to_edge
 from vlmbatch.grounding import Size
 from vlmbatch.records import IMAGE, TaskKind
@@ -25,26 +25,30 @@ _SYSTEM = (
 
 
 class DeepseekVL(Chat):
-    """The chat checkpoints; ``long_edge`` is what the larger encoder sees."""
+    """The chat checkpoints; ``long_edge`` is what the larger encoder sees, an image ``tokens``."""
 
     name = "deepseek_vl"
+    version = 2
+    stop: tuple[str, ...] = ("User:",)
     frame: str | None = _SYSTEM + "\n\nUser: " + IMAGE + "{text}\n\nAssistant:"
 
-    def __init__(self, long_edge: int) -> None:
-        self._long_edge = long_edge
+    def __init__(self, long_edge: int, tokens: int) -> None:
+        self._long_edge, self._tokens = long_edge, tokens
 
     def target(self, size: Size) -> Size:
         return shrink_to_edge(size, self._long_edge)
 
     def image_tokens(self, size: Size) -> int:
-        return 576
+        return self._tokens
 
 
 class DeepseekVLBase(DeepseekVL):
     """The base checkpoints: a text to continue. The wording is the runner's (unverified)."""
 
     name = "deepseek_vl_base"
+    version = 1
     raw = True
+    stop = ()
     frame = None
 
     def word(self, ask: Ask) -> str:
@@ -62,8 +66,12 @@ def _is_deepseek(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in ("deepseek_vl", "deepseek_vl_hybrid")
 
 
-def _long_edge(config: Mapping[str, Any]) -> int:
-    return 1024 if config.get("model_type") == "deepseek_vl_hybrid" else 384
+def _edge_and_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
+    side = whole(config, "vision_config", "image_size", default=384)
+    tokens = max(1, side // whole(config, "vision_config", "patch_size", default=16)) ** 2
+    if config.get("model_type") == "deepseek_vl_hybrid":
+        side = whole(config, "high_res_vision_config", "image_size", default=1024)
+    return side, tokens
 
 
 ENTRIES = (
@@ -77,7 +85,7 @@ ENTRIES = (
         boxes="",
         evidence="unverified",
         matches=lambda config, model_id: _is_deepseek(config) and "base" in model_id,
-        make=lambda config: DeepseekVLBase(_long_edge(config)),
+        make=lambda config: DeepseekVLBase(*_edge_and_tokens(config)),
         note="known by its name only: chat and base have the same config.json",
     ),
     Entry(
@@ -90,6 +98,6 @@ ENTRIES = (
         boxes="",
         evidence="documented",
         matches=lambda config, model_id: _is_deepseek(config),
-        make=lambda config: DeepseekVL(_long_edge(config)),
+        make=lambda config: DeepseekVL(*_edge_and_tokens(config)),
     ),
 )

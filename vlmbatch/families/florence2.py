@@ -18,6 +18,7 @@ from vlmbatch.families.base import (
     Entry,
     in_pixels,
     plain_text,
+    whole,
 )
 from vlmbatch.families.sizes import at_most
 from vlmbatch.grounding import Box, GridSpace, Size
@@ -37,6 +38,9 @@ class Florence2(Chat):
     name = "florence2"
     raw = True
     space = GridSpace(BINS, offset=0.5)
+
+    def __init__(self, side: int = 768, tokens: int = 577) -> None:
+        self._side, self._tokens = side, tokens
 
     def word(self, ask: Ask) -> str:
         match ask.kind:
@@ -100,10 +104,10 @@ class Florence2(Chat):
         return "".join(texts)
 
     def target(self, size: Size) -> Size:
-        return at_most(size, 768)
+        return at_most(size, self._side)
 
     def image_tokens(self, size: Size) -> int:
-        return 577
+        return self._tokens
 
 
 Shape = tuple[bool, list[float]]
@@ -156,7 +160,10 @@ ENTRIES = (
         boxes="label<loc_x1><loc_y1><loc_x2><loc_y2>, centres of 1000 bins",
         evidence="documented",
         matches=lambda config, model_id: config.get("model_type") == "florence2",
-        make=lambda config: Florence2(),
+        make=lambda config: Florence2(
+            whole(config, "preprocessor", "size", "height", default=768),
+            whole(config, "preprocessor", "image_seq_length", default=577),
+        ),
         note="several labels are asked as the phrases of a caption (unverified); microsoft/* have "
         "their own code and weights that transformers' class does not load",
     ),

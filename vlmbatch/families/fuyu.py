@@ -37,6 +37,7 @@ _TAGS = re.compile(
     r"|\|NEWLINE\||\|SPEAKER\|"
 )
 _BYTES = {f"<0x0{i}>" for i in range(5)}
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def resized(size: Size) -> Size:
@@ -102,15 +103,22 @@ class Fuyu(Chat):
 
     @staticmethod
     def text_of(tokens: Sequence[str]) -> str:
-        """The answer's tokens (as in the vocabulary) as text, the numbers of a box kept apart."""
-        text, inside = [], False
+        """The answer's tokens (as in the vocabulary) as text, the numbers of a box kept apart.
+
+        Other bytes stand for the characters that no token has.
+        """
+        text, inside = bytearray(), False
         for token in tokens:
             if token in _BYTES:
                 inside = token in ("<0x00>", "<0x02>")
-                text.append(token)
+                text += token.encode()
+            elif inside:
+                text += f" {token}".encode()
+            elif byte := _BYTE.fullmatch(token):
+                text.append(int(byte[1], 16))
             else:
-                text.append(f" {token}" if inside else token.replace("▁", " "))
-        return "".join(text).replace("<0x04>", "")
+                text += token.replace("▁", " ").encode()
+        return text.decode(errors="replace").replace("<0x04>", "")
 
     def target(self, size: Size) -> Size:
         return resized(size)

@@ -138,8 +138,16 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes="<ref>..</ref><box>x1 y1 x2 y2</box>, 0 to 1000",
         evidence="documented",
+        architectures=("MiniCPMV", "MiniCPMO"),
         matches=lambda config, model: config.get("model_type") in ("minicpmv", "minicpmo"),
         make=MiniCPM,
         own_code=True,
+        requirements=(
+            "transformers==4.44.2",
+            "tokenizers==0.19.1",
+            "huggingface_hub==0.36.2",
+            "sentencepiece==0.2.1",
+        ),
+        note="vLLM has the model; MiniCPM-V 1 and 2 need torchvision and timm too",
     ),
 )

@@ -64,9 +64,11 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes="own code: x_min, y_min, x_max, y_max, 0 to 1",
         evidence="documented",
+        architectures=("HfMoondream", "Moondream3ForCausalLM"),
         matches=lambda config, model: config.get("model_type") in ("moondream1", "moondream3"),
         make=lambda config: Moondream(),
         own_code=True,
-        note="vLLM has only captions and questions, and those only of Moondream 3",
+        note="--engine-arg points=true asks for points instead of boxes; vLLM has only captions "
+        "and questions, and those only of Moondream 3",
     ),
 )

@@ -32,6 +32,17 @@ from vlmbatch.tasks import Ask
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
+REQUIREMENTS = (
+    "transformers==4.37.2",
+    "tokenizers==0.15.2",
+    "huggingface_hub==0.36.2",
+    "tiktoken==0.12.0",
+    "einops==0.8.1",
+    "transformers_stream_generator==0.0.5",
+)
+"""Of the first generation; the authors say transformers 4.32, which has no wheels for 3.12."""
+
+
 class QwenVLChat(Tagged):
     """Qwen-VL-Chat: ChatML with the image's place in the text."""
 
@@ -171,7 +182,10 @@ class Qwen25VL(Qwen3VL):
         return ResizedSpace(self.last_of(image))
 
     def last_of(self, image: LoadedImage) -> Size:
-        return self._resizing.grid(Size(*image.pixels.size))
+        return self.seen(Size(*image.pixels.size))
+
+    def seen(self, given: Size) -> Size:
+        return self._resizing.grid(given)
 
     def step(self, size: Size) -> tuple[float, float]:
         grid = self._resizing.grid(self.target(size))
@@ -184,8 +198,10 @@ class Resizing:
     def __init__(self, config: Mapping[str, Any], patch: int) -> None:
         patch = whole(config, "preprocessor", "patch_size", default=patch)
         self._factor = patch * whole(config, "preprocessor", "merge_size", default=2)
-        # Without its settings: those of the checkpoints on the Hub (transformers issue 36292).
-        self._least, self._most = pixel_budget(config, 56 * 56, 12_845_056)
+        # Settings that say nothing of it get the class's default; where there are none to read,
+        # those of the checkpoints on the Hub are likely (transformers issue 36292).
+        most = 28 * 28 * 1280 if "preprocessor" in config else 12_845_056
+        self._least, self._most = pixel_budget(config, 56 * 56, most)
 
     def target(self, size: Size) -> Size:
         return shrink_to_pixels(size, max(self._most, self._factor**2))
@@ -222,10 +238,12 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes="<ref>..</ref><box>(x1,y1),(x2,y2)</box>, 0 to 999",
         evidence="documented",
+        architectures=("QWenLMHeadModel",),
         matches=lambda config, model: _is_qwen_vl(config, model) and "chat" in model.lower(),
         make=lambda config: QwenVLChat(whole(config, "visual", "image_size", default=448)),
         own_code=True,
-        note="the image's path stands in the prompt, so it needs Qwen's own code",
+        requirements=REQUIREMENTS,
+        note="its own code needs torchvision too",
     ),
     Entry(
         name=QwenVL.name,
@@ -233,10 +251,12 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes="<ref>..</ref><box>(x1,y1),(x2,y2)</box>, 0 to 999",
         evidence="documented",
+        architectures=("QWenLMHeadModel",),
         matches=lambda config, model: _is_qwen_vl(config, model) and "chat" not in model.lower(),
         make=lambda config: QwenVL(whole(config, "visual", "image_size", default=448)),
         own_code=True,
-        note="the image's path stands in the prompt, so it needs Qwen's own code",
+        requirements=REQUIREMENTS,
+        note="its own code needs torchvision too",
     ),
     Entry(
         name=Qwen2VL.name,

@@ -29,7 +29,9 @@ class YiVL(Chat):
     """Yi-VL; an answer ends at ``###``, where the next turn would begin."""
 
     name = "yi_vl"
+    version = 2
     raw = True
+    stop = (STOP,)
     space: Space = GridSpace(999)
 
     def word(self, ask: Ask) -> str:
@@ -70,7 +72,6 @@ ENTRIES = (
         evidence="documented",
         matches=lambda config, model: "yi-vl" in model.lower(),
         make=lambda config: YiVL(),
-        own_code=True,
-        note="needs 01-ai's own code or a converted checkpoint",
+        note="runs from a converted checkpoint only: 01-ai's code is not part of its checkpoints",
     ),
 )
