@@ -174,14 +174,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _code_of(error: BaseException) -> str | None:
-    """S3's error code (botocore), or the HTTP status (adlfs, gcsfs, huggingface_hub)."""
+    """S3's error code (botocore), or the HTTP status (adlfs, gcsfs, huggingface_hub, aiohttp)."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         found = response.get("Error", {}).get("Code")
         if str(found) not in _BY_CODE:  # the status says enough of a code that nobody knows
             found = response.get("ResponseMetadata", {}).get("HTTPStatusCode", found)
         return None if found is None else str(found)
-    for holder, name in ((error, "status_code"), (response, "status_code"), (error, "code")):
+    for holder, name in (
+        *((error, "status_code"), (response, "status_code")),
+        *((error, "status"), (error, "code")),  # aiohttp's warns of its code
+    ):
         found = getattr(holder, name, None)
         if isinstance(found, int) or (isinstance(found, str) and found.isdigit()):
             return str(found)

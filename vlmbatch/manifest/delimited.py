@@ -24,6 +24,7 @@ Cells = list[str] | str
 
 
 def look_at(place: Place) -> tuple[ManifestFile, pa.Schema]:
+    text.refuse_utf16(place)
     header, delimiter = _header(place)
     file = text.indexed(place, NAME, lambda stream: _rows(stream, 0, delimiter), lambda _: None)
     return file, pa.schema([(name, pa.string()) for name in header])

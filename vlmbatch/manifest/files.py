@@ -128,6 +128,7 @@ class Ranges(io.RawIOBase):
         self._fs = fs
         self._path = path
         self._name = name
+        self._file: Any = None
         self._position = 0
         self._kept = (size, b"")
         self.size = size
@@ -168,9 +169,23 @@ class Ranges(io.RawIOBase):
         buffer[: len(data)] = data
         return len(data)
 
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
+
+    def _range(self, first: int, stop: int) -> Any:
+        if self._fs.async_impl:
+            return self._fs.cat_file(self._path, start=first, end=stop)
+        if self._file is None:  # the others open a file for each range, and read ahead in it
+            self._file = self._fs.open(self._path, "rb", cache_type="none")
+        self._file.seek(first)
+        return self._file.read(stop - first)
+
     def _fetched(self, first: int, stop: int) -> bytes:
         with reading(self._name):
-            data = _tried(lambda: self._fs.cat_file(self._path, start=first, end=stop))
+            data = _tried(lambda: self._range(first, stop))
         if len(data) != stop - first:
             raise ManifestError(
                 f"cannot read {self._name}: asked for {stop - first:,} bytes from {first:,} on, "

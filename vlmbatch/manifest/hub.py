@@ -42,12 +42,17 @@ def pinned(uri: str) -> str:
     fs, path = filesystem_of(uri)
     with reading(uri, "a dataset is named owner/name"):
         resolved = fs.resolve_path(path)
-        commit = resolved.revision
-        if not _COMMIT.fullmatch(commit or ""):
-            info = fs._api.repo_info(
-                resolved.repo_id, repo_type=resolved.repo_type, revision=resolved.revision
+        commit = getattr(resolved, "revision", None)
+        if commit is None:
+            return uri  # a bucket, which has no commits
+        if not _COMMIT.fullmatch(commit):
+            from huggingface_hub import HfApi
+
+            commit = (
+                HfApi(endpoint=fs.endpoint, token=fs.token)
+                .repo_info(resolved.repo_id, repo_type=resolved.repo_type, revision=commit)
+                .sha
             )
-            commit = info.sha
     inside = f"/{resolved.path_in_repo}" if resolved.path_in_repo else ""
     return f"hf://{resolved.repo_type}s/{resolved.repo_id}@{commit}{inside}"
 

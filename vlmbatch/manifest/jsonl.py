@@ -30,6 +30,7 @@ def look_at(place: Place) -> tuple[ManifestFile, pa.Schema]:
         else:
             problems.append(problem)
 
+    text.refuse_utf16(place)
     file = text.indexed(place, NAME, _lines, take)
     if problems and not sample:
         raise ManifestError(

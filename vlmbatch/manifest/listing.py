@@ -330,7 +330,7 @@ class _Remote:
     def kind(self, path: str) -> str | None:
         fs, inside = filesystem_of(path)
         if scheme_of(path) in ("http", "https"):  # a folder is a page there
-            return None if glob.has_magic(path) else "file"
+            return None if glob.has_magic(path) or "{" in path else "file"
         try:
             with reading(path):
                 return "folder" if fs.info(inside)["type"] == "directory" else "file"

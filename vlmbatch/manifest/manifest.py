@@ -162,19 +162,20 @@ class RowStream:
             self._open = iter(())  # closes the file
             self._open = self._rows_from(wanted.first)
         for row in range(wanted.first, wanted.stop):
-            self._position = row + 1
+            self._position = -1  # after an error there is nothing to go on in
             try:
                 found = next(self._open, None)
             except (ManifestError, ManifestUnreachable) as error:
                 raise type(error)(f"at row {row}: {error.message}", hint=error.hint) from None
             if found is None:
                 raise ManifestError(f"the manifest ends before row {row}, which was counted")
+            self._position = row + 1
             yield found
 
     def _rows_from(self, first: int) -> Iterator[Row]:
         start = 0
         for file in self._manifest.files:
-            if first < start + file.rows:
+            if file.rows and first < start + file.rows:
                 yield from self._rows_of_file(file, start, max(first, start))
             start += file.rows
 

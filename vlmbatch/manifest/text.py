@@ -123,7 +123,6 @@ def indexed(
     digest = xxhash.xxh3_128()
     rows, starts, offsets = 0, [0], [0]
     with reading(place.path), text_of(place, digest.update) as stream:
-        _refuse_utf16(place)
         before = sampled = 0
         for after, record in records(stream):
             if rows and (rows - starts[-1] >= START_ROWS or before - offsets[-1] >= START_BYTES):
@@ -153,7 +152,7 @@ def nearest_start(file: ManifestFile, first: int) -> tuple[int, int]:
     return file.starts[index], file.offsets[index]
 
 
-def _refuse_utf16(place: Place) -> None:
+def refuse_utf16(place: Place) -> None:
     if is_compressed(place.name):
         return
     with place.open() as file:
