@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlmbatch.catalogue import describe_families, describe_model
 from vlmbatch.cli import main
-from vlmbatch.engines.transformers_probe import image_text_types
+from vlmbatch.engines.transformers_probe import image_text_classes
 from vlmbatch.errors import UsageError
 from vlmbatch.families import FAMILIES, family_for
 from vlmbatch.images.load import ImageLoader, ImageMemory, Limits
@@ -44,7 +44,7 @@ def test_all_families_are_listed_with_what_is_known_of_them() -> None:
 
 def test_transformers_registry_is_read_without_importing_it() -> None:
     pytest.importorskip("transformers", reason="it reads the registry of transformers")
-    assert {"kosmos-2", "fuyu", "florence2", "paligemma", "llava_next"} <= image_text_types()
+    assert {"kosmos-2", "fuyu", "florence2", "paligemma", "llava_next"} <= set(image_text_classes())
     code = (
         "import sys\nfrom vlmbatch.catalogue import describe_families\ndescribe_families()\n"
         "assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
@@ -54,7 +54,7 @@ def test_transformers_registry_is_read_without_importing_it() -> None:
 
 def test_the_registry_agrees_with_the_library() -> None:
     auto = pytest.importorskip("transformers.models.auto.modeling_auto")
-    assert image_text_types() == set(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    assert image_text_classes() == dict(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     types = {item["family"]: item["transformers"] for item in describe_families()}
     assert types["deepseek_vl"] == "deepseek_vl, deepseek_vl_hybrid"
     assert types["generic"] == "any"

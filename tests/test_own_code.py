@@ -111,7 +111,7 @@ def test_a_run_has_what_the_model_saw(
     assert_run_saw(name, tmp_path / "out")
     if name == "moondream2":  # once for an image, whatever is asked about it
         seen = encodes.read_text().split()
-        assert (len(seen), len(set(seen))) == (2 + 4, 3)  # the bad one is tried for each
+        assert (len(seen), len(set(seen))) == (2 + 5, 3)  # the bad one is tried for each
 
 
 def assert_run_saw(name: str, output: Path) -> None:

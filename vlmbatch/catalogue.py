@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmbatch.engines import transformers_probe, vllm_probe
+from vlmbatch.engines.own_code import adapted_classes
 from vlmbatch.families import ENTRIES, Entry, entry_of
 from vlmbatch.families.own import installed_entries
 from vlmbatch.grounding import Size
@@ -13,6 +14,7 @@ from vlmbatch.models import DEMO, resolve_model
 from vlmbatch.records import IMAGE, TaskKind
 from vlmbatch.tasks import PLACEHOLDERS, Ask
 
+NOT_INSTALLED = "not installed"
 SIZES = (Size(640, 480), Size(1920, 1080))
 """Of which the image tokens are told."""
 
@@ -34,7 +36,7 @@ def describe_families() -> list[dict[str, Any]]:
             "evidence": entry.evidence,
             "own_code": entry.own_code,
             "requirements": ", ".join(entry.requirements),
-            "transformers": _types_in_transformers(entry),
+            **_engines_of(entry),
             "note": entry.note,
         }
         for entry in (*installed_entries(), *ENTRIES)
@@ -72,31 +74,38 @@ def describe_model(name: str, family: str | None = None) -> dict[str, Any]:
     }
 
 
-def _types_in_transformers(entry: Entry) -> str:
-    """The model types that are this family's and that the transformers here has."""
-    if not transformers_probe.is_installed():
-        return "not installed"
+def _engines_of(entry: Entry) -> dict[str, str]:
+    """Which of its models the libraries that are installed here have, by their own registries:
+    model types of transformers, classes of vLLM."""
+    classes = transformers_probe.image_text_classes()
     if entry.name == DEMO:  # it is known by its config.json, and not by its type
-        return "idefics3"
-    if entry is ENTRIES[-1]:
-        return "any"
-    ids = [checkpoint.rpartition("/")[2].lower() for checkpoint in entry.checkpoints]
-    ids = [each for each in ids if not entry.matches({}, each)]  # else the name says it all
-    found = [
-        t
-        for t in transformers_probe.image_text_types()
-        if any(entry.matches({"model_type": t}, i) for i in ids)
-    ]
-    return ", ".join(sorted(found)) or "no"
+        types = ["idefics3"]
+    elif entry is ENTRIES[-1]:
+        types = []
+    else:
+        ids = [checkpoint.rpartition("/")[2].lower() for checkpoint in entry.checkpoints]
+        ids = [each for each in ids if not entry.matches({}, each)]  # else the name says it all
+        types = [t for t in classes if any(entry.matches({"model_type": t}, i) for i in ids)]
+    own = not set(adapted_classes()).isdisjoint(entry.architectures)
+    by_transformers = [*sorted(types), *(["its own code"] if own else [])]
+    named = {*(classes[t] for t in types if t in classes), *entry.architectures}
+    by_vllm = sorted(named & vllm_probe.image_architectures())
+    any_other = "any" if entry is ENTRIES[-1] else "no"
+    return {
+        "transformers": ", ".join(by_transformers) or any_other
+        if transformers_probe.is_installed()
+        else NOT_INSTALLED,
+        "vllm": ", ".join(by_vllm) or any_other if vllm_probe.is_installed() else NOT_INSTALLED,
+    }
 
 
 def _engines(config: Mapping[str, Any]) -> dict[str, str]:
     """What each engine that is installed here says about the model."""
-    kind, in_transformers = config.get("model_type"), "not installed"
+    kind, in_transformers = config.get("model_type"), NOT_INSTALLED
     if transformers_probe.is_installed():
-        known = kind in transformers_probe.image_text_types()
+        known = kind in transformers_probe.image_text_classes()
         in_transformers = "yes" if known else f"does not know the model type {kind}"
-    in_vllm = "not installed"
+    in_vllm = NOT_INSTALLED
     if vllm_probe.is_installed():
         architectures = config.get("architectures")
         names = architectures if isinstance(architectures, list) else []

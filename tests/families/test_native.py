@@ -37,12 +37,14 @@ NATIVES = {
         prompt=lambda text: f"{text}<0x04>",
         decoded=lambda text: text.replace("<0x00>", "<0x00> "),
     ),
-    "paligemma": Native(build_paligemma, "paligemma", prompt=lambda text: f"<bos>{text}\n"),
+    "paligemma": Native(
+        build_paligemma, "paligemma", prompt=lambda text: f"<bos>{text}\n", rate=5e-3
+    ),
     "florence2": Native(
         build_florence2,
         "florence2",
         prompt=lambda text: f"<s>{SENTENCES[text]}</s>",
-        rate=5e-3,
+        rate=2.5e-3,
     ),
     "idefics3": Native(partial(build_idefics3, side=32, split=True), "idefics3"),
 }

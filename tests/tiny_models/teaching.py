@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from math import log
@@ -17,6 +18,10 @@ SURE = 0.6
 just that."""
 
 
+RATES = (1.0, 0.5, 0.25)
+"""A rate at which it does not learn is lowered: how small models learn changes with every word."""
+
+
 def teach(
     folder: Path,
     lessons: Sequence[tuple[Request, str]],
@@ -29,7 +34,6 @@ def teach(
 
     It is given what the engine gives it, and each answer token by token, special tokens as such.
     """
-    import torch
 
     checkpoint = load(_Source(str(folder), None, False), "float32", "cpu")
     checkpoint.frame = family.frame
@@ -39,19 +43,32 @@ def teach(
         groups.setdefault(checkpoint.group(request), []).append((request, answer))
     batches = [_batch(checkpoint, group) for group in groups.values()]
     model = checkpoint._model
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    for _ in range(steps):
-        losses = torch.cat([_losses(model, *batch) for batch in batches])
-        if losses.max() < -log(SURE):
+    start = copy.deepcopy(model.state_dict())
+    for slower in RATES:
+        model.load_state_dict(start)
+        if _learns(model, batches, steps, rate * slower):
             break
-        optimizer.zero_grad()
-        losses.mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
     else:
         raise AssertionError(f"{folder.name} did not learn its answers in {steps} steps")
     model.save_pretrained(folder)
     (folder / "generation_config.json").write_bytes(generation)
+
+
+def _learns(
+    model: Any, batches: Sequence[tuple[dict[str, Any], Any]], steps: int, rate: float
+) -> bool:
+    import torch
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    for _ in range(steps):
+        losses = torch.cat([_losses(model, *batch) for batch in batches])
+        if losses.max() < -log(SURE):
+            return True
+        optimizer.zero_grad()
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return False
 
 
 def _batch(checkpoint: Any, lessons: Sequence[tuple[Request, str]]) -> tuple[dict[str, Any], Any]:

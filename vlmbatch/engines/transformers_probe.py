@@ -6,6 +6,7 @@ The registry is read and not imported: importing it brings torch, and that takes
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,22 +20,20 @@ def is_installed() -> bool:
 
 
 @cache
-def image_text_types() -> frozenset[str]:
-    """The model types (config.json) that it makes texts of images with; empty if it cannot be
-    told: it is not installed, or its registry looks different."""
+def image_text_classes() -> Mapping[str, str]:
+    """The class of each model type (config.json) that it makes texts of images with; empty if it
+    cannot be told: it is not installed, or its registry looks different."""
     found = find_spec("transformers")
     if found is None or found.origin is None:
-        return frozenset()
+        return {}
     try:
         tree = ast.parse((Path(found.origin).parent / _REGISTRY).read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return frozenset()
+        return {}
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if any(isinstance(target, ast.Name) and target.id == _NAME for target in targets):
-            pairs = (n for n in ast.walk(node) if isinstance(n, ast.Tuple) and n.elts)
-            firsts = (n.elts[0] for n in pairs)
-            return frozenset(
-                n.value for n in firsts if isinstance(n, ast.Constant) and isinstance(n.value, str)
-            )
-    return frozenset()
+            pairs = [n.elts for n in ast.walk(node) if isinstance(n, ast.Tuple)]
+            texts = [[e.value for e in pair if isinstance(e, ast.Constant)] for pair in pairs]
+            return {str(each[0]): str(each[1]) for each in texts if len(each) == 2}
+    return {}

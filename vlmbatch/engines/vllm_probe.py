@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PROBE_SECONDS = 300.0
+_REGISTRY, _MODELS = "model_executor/models/registry.py", "_MULTIMODAL_MODELS"
 _ARGUMENTS, _CLASSES = "engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs")
 
 
@@ -49,6 +50,25 @@ def arguments() -> tuple[str, ...]:
     classes = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name in _CLASSES)
     fields = (field for each in classes for field in each.body if isinstance(field, ast.AnnAssign))
     return tuple(field.target.id for field in fields if isinstance(field.target, ast.Name))
+
+
+@cache
+def image_architectures() -> frozenset[str]:
+    """The classes (``architectures`` of config.json) that it runs on images by code of its own;
+    empty if they cannot be told."""
+    found = find_spec("vllm")
+    if found is None or found.origin is None:
+        return frozenset()
+    try:
+        tree = ast.parse((Path(found.origin).parent / _REGISTRY).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return frozenset()
+    named = (n for n in tree.body if isinstance(n, ast.Assign))
+    for node in named:
+        if ast.unparse(node.targets[0]) == _MODELS and isinstance(node.value, ast.Dict):
+            keys = (key for key in node.value.keys if isinstance(key, ast.Constant))
+            return frozenset(str(key.value) for key in keys)
+    return frozenset()
 
 
 @cache

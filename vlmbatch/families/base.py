@@ -91,6 +91,8 @@ class Entry:
     """From the config.json; the image processor's settings are its ``preprocessor`` entry."""
     own_code: bool = False
     """The checkpoint needs --trust-remote-code."""
+    architectures: tuple[str, ...] = ()
+    """Classes in ``architectures`` of config.json that transformers' registry does not have."""
     requirements: tuple[str, ...] = ()
     """Pinned packages that its own code needs and that do not fit ours: an environment of its own
     holds them. Empty: that code runs in ours."""

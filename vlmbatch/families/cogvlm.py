@@ -136,6 +136,7 @@ def _entry(
         tasks=tasks,
         boxes=boxes,
         evidence="documented",
+        architectures=("CogVLMForCausalLM",),
         matches=matches,
         make=lambda config: family(whole(config, "vision_config", "image_size", default=490)),
         own_code=True,

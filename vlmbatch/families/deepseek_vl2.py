@@ -106,6 +106,7 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes="<|ref|>..<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>, 0 to 999",
         evidence="unverified",
+        architectures=("DeepseekOCRForCausalLM",),
         matches=lambda config, model: (
             config.get("model_type") in ("deepseek_ocr", "deepseek_ocr2")
             or (config.get("model_type") == "deepseek_vl_v2" and _is_ocr(config, model))
@@ -120,6 +121,7 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes="<|ref|>..<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>, 0 to 999",
         evidence="documented",
+        architectures=("DeepseekVLV2ForCausalLM",),
         matches=lambda config, model: config.get("model_type") == "deepseek_vl_v2",
         make=_of,
         note="for vLLM, or with its own code",

@@ -104,6 +104,7 @@ ENTRIES = (
         tasks=TEXT_TASKS,
         boxes="",
         evidence="unverified",
+        architectures=("GLM4VForCausalLM",),
         matches=lambda config, model: (
             config.get("model_type") == "chatglm" and "vision_config" in config
         ),

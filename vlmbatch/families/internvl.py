@@ -76,6 +76,7 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes="<ref>..</ref><box>[[x1, y1, x2, y2]]</box>, 0 to 1000",
         evidence="documented",
+        architectures=("InternVLChatModel",),
         matches=lambda config, model: config.get("model_type") in ("internvl", "internvl_chat"),
         make=_of,
         note="checkpoints that are not in the -hf form need their own code",

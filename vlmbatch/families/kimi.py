@@ -82,6 +82,7 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes='JSON "bbox_2d", 0 to 1',
         evidence="unverified",
+        architectures=("KimiVLForConditionalGeneration",),
         matches=lambda config, model: config.get("model_type") == "kimi_vl",
         make=Kimi,
         own_code=True,

@@ -138,6 +138,7 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes="<ref>..</ref><box>x1 y1 x2 y2</box>, 0 to 1000",
         evidence="documented",
+        architectures=("MiniCPMV", "MiniCPMO"),
         matches=lambda config, model: config.get("model_type") in ("minicpmv", "minicpmo"),
         make=MiniCPM,
         own_code=True,

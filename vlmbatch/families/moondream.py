@@ -64,6 +64,7 @@ ENTRIES = (
         tasks=ALL_TASKS,
         boxes="own code: x_min, y_min, x_max, y_max, 0 to 1",
         evidence="documented",
+        architectures=("HfMoondream", "Moondream3ForCausalLM"),
         matches=lambda config, model: config.get("model_type") in ("moondream1", "moondream3"),
         make=lambda config: Moondream(),
         own_code=True,

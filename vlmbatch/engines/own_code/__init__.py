@@ -62,6 +62,11 @@ def adapter_for(config: Mapping[str, Any]) -> OwnCode | None:
     return next((a for a in ADAPTERS if not names.isdisjoint(a.classes)), None)
 
 
+def adapted_classes() -> tuple[str, ...]:
+    """All classes that an adapter calls."""
+    return tuple(name for adapter in ADAPTERS for name in adapter.classes)
+
+
 def check(
     model: Mapping[str, Any],
     engine: EngineSpec,
@@ -81,7 +86,7 @@ def check(
                 "the checkpoint",
                 hint="name a checkpoint that was converted for transformers",
             )
-    known = config.get("model_type") in transformers_probe.image_text_types()
+    known = config.get("model_type") in transformers_probe.image_text_classes()
     adapter = adapter_for(config)
     if not trusted and (adapter is not None or (_brings_code(config) and not known)):
         pinned = f" --revision {model['revision']}" if model["hub"] else ""
