@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def gif_of(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+@cache
 def deep(count: int) -> bytes:
     """So many zero bytes, deflated."""
     return zlib.compress(bytes(count), 9)
