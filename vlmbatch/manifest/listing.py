@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from vlmbatch.errors import ManifestError, UsageError
 from vlmbatch.manifest import hub, images
-from vlmbatch.manifest.files import Place, reading
+from vlmbatch.manifest.files import Place, reading, tried
 from vlmbatch.manifest.formats import FORMATS, KNOWN, TABLES, format_of, sniffed
 from vlmbatch.storage import filesystem_of, scheme_of, without_secrets
 
@@ -333,20 +333,21 @@ class _Remote:
             return None if glob.has_magic(path) or "{" in path else "file"
         try:
             with reading(path):
-                return "folder" if fs.info(inside)["type"] == "directory" else "file"
+                found = tried(lambda: fs.info(inside))
+                return "folder" if found["type"] == "directory" else "file"
         except ManifestError:
             return None
 
     def find(self, folder: str) -> dict[str, int | None]:
         fs, inside = filesystem_of(folder)
         with reading(folder):
-            found = fs.find(inside, detail=True)
+            found = tried(lambda: fs.find(inside, detail=True))
         return self._uris(fs, found, folder)
 
     def glob(self, pattern: str) -> dict[str, int | None]:
         fs, inside = filesystem_of(pattern)
         with reading(pattern):
-            found = fs.glob(inside, detail=True)
+            found = tried(lambda: fs.glob(inside, detail=True))
         return self._uris(fs, found, pattern)
 
     def _uris(self, fs: Any, found: dict[str, Any], like: str) -> dict[str, int | None]:
