@@ -9,7 +9,7 @@ import pytest
 from tests.harness import echo, picture, read_results, run_json, vlmbatch
 from tests.manifest import formats
 from tests.manifest.formats import rows_of
-from vlmbatch.errors import ManifestError
+from vlmbatch.errors import ManifestError, VlmbatchError
 from vlmbatch.manifest import Manifest, images, open_manifest
 
 
@@ -230,3 +230,5 @@ def test_a_path_that_looks_like_a_name_of_the_hub_is_a_path_where_it_exists(tmp_
     os.makedirs("owner/name")
     formats.write_csv(tmp_path / "owner" / "name" / "a.csv", range(2))
     assert names("owner/name") == ["a.csv"]
+    with pytest.raises(VlmbatchError, match="no manifest owner/nome: there is no such file"):
+        open_manifest(["owner/nome"])

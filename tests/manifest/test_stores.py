@@ -7,6 +7,16 @@ import pytest
 from tests.harness import echo, picture, read_results, run_json, vlmbatch
 from tests.manifest import formats
 from tests.manifest.formats import stream
+from tests.s3_faults import (
+    Error,
+    FaultProxy,
+    Reset,
+    Short,
+    by_chance,
+    from_request,
+    never,
+    where,
+)
 from vlmbatch.errors import ManifestError, ManifestUnreachable
 from vlmbatch.manifest import Manifest, open_manifest
 from vlmbatch.records import Range
@@ -32,24 +42,12 @@ def bucket(rclone_server):
         yield fs, f"s3://{name}"
 
 
-class Requests:
-    """What a filesystem was asked for: (first byte, how many) of each range."""
-
-    def __init__(self, monkeypatch):
-        import s3fs
-
-        self.ranges: list[tuple[int, int]] = []
-        whole = s3fs.S3FileSystem._cat_file
-
-        async def counted(fs, path, version_id=None, start=None, end=None):
-            self.ranges.append((start, end - start))
-            return await whole(fs, path, version_id=version_id, start=start, end=end)
-
-        monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", counted)
-
-    @property
-    def bytes(self) -> int:
-        return sum(size for _, size in self.ranges)
+@pytest.fixture
+def proxied(rclone_server):
+    """(a filesystem of the tests' own, the URI of a new bucket, what it is asked for by others)."""
+    name = rclone_server.new_bucket()
+    with FaultProxy(rclone_server) as proxy, proxy.in_environment():
+        yield rclone_server.fs(), f"s3://{name}", proxy
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -68,38 +66,66 @@ def test_each_format_is_the_same_on_s3_as_on_disk(name, bucket, tmp_path):
         assert list(far.rows(wanted)) == list(here.rows(wanted))
 
 
-def test_a_row_group_is_read_once_for_all_ranges_of_a_worker(bucket, tmp_path, monkeypatch):
+def test_a_row_group_is_read_once_for_all_ranges_of_a_worker(proxied, tmp_path):
     """40 MB of images in one row group: the footer, then 8 MiB at a time, and nothing twice."""
-    fs, uri = bucket
+    fs, uri, proxy = proxied
     path = tmp_path / "big.parquet"
     images = pa.array([bytes([n]) * 200_000 for n in range(200)], pa.binary())
     table = pa.table({"image": images, "unread": images, "n": list(range(200))})
     pq.write_table(table, path, compression="none", use_dictionary=False, write_batch_size=16)
     assert pq.read_metadata(path).num_row_groups == 1
     fs.put_file(str(path), f"{uri}/big.parquet")
-    asked = Requests(monkeypatch)
     manifest = open_manifest([f"{uri}/big.parquet"])
-    assert len(asked.ranges) == 1  # the footer
-    assert asked.bytes <= 2**16
-    asked.ranges.clear()
+    assert proxy.operations["GET"] == 1  # the footer
+    assert sum(proxy.sent.values()) <= 2**16
+    proxy.log.clear()
     rows = stream(manifest, "n")
     found = [row for first in range(0, 200, 10) for row in rows.rows(Range(first, first + 10))]
     assert [row.fields["n"] for row in found] == list(range(200))
     assert [row.images[0].data for row in found] == images.to_pylist()
-    assert max(size for _, size in asked.ranges) <= 8 * 2**20
-    assert asked.bytes < 41 * 10**6, "the image column once, and little else"
-    assert len(asked.ranges) < 15
-    assert len({first for first, _ in asked.ranges}) == len(asked.ranges)
+    assert max(proxy.sent.values()) <= 8 * 2**20
+    assert sum(proxy.sent.values()) < 41 * 10**6, "the image column once, and little else"
+    assert proxy.operations["GET"] == len(proxy.sent) < 15
 
 
-def test_planning_asks_for_footers_and_members_not_for_contents(bucket, tmp_path, monkeypatch):
-    fs, uri = bucket
+def test_planning_asks_for_footers_alone(proxied, tmp_path):
+    fs, uri, proxy = proxied
     for n in range(12):
         formats.write_parquet(tmp_path / f"{n}.parquet", range(50))
         fs.put_file(str(tmp_path / f"{n}.parquet"), f"{uri}/many/{n}.parquet")
-    asked = Requests(monkeypatch)
     assert open_manifest([f"{uri}/many/*.parquet"]).rows == 600
-    assert len(asked.ranges) == 12
+    assert proxy.operations["GET"] == 12
+    assert proxy.most_in_flight > 1  # a few footers at once
+
+
+@pytest.mark.parametrize(
+    "fault", [Error(), Error(500, "InternalError"), Reset(), Short(5)], ids=str
+)
+def test_a_store_that_stumbles_costs_no_row(fault, proxied, tmp_path):
+    fs, uri, proxy = proxied
+    for name in ("a.parquet", "a.jsonl.gz"):
+        WRITERS[name](tmp_path / name, range(900))
+        fs.put_file(str(tmp_path / name), f"{uri}/{name}")
+        proxy.rule = by_chance(0.3, fault, seed=len(name))
+        rows = stream(open_manifest([f"{uri}/{name}"]), "note")
+        found = [
+            row for first in range(0, 900, 300) for row in rows.rows(Range(first, first + 300))
+        ]
+        proxy.rule = never
+        assert found == list(
+            stream(open_manifest([str(tmp_path / name)]), "note").rows(Range(0, 900))
+        )
+    assert proxy.injected[fault]
+
+
+def test_credentials_that_expire_in_the_middle_stop_the_stream(proxied, tmp_path):
+    fs, uri, proxy = proxied
+    formats.write_tar(tmp_path / "a.tar", range(100))
+    fs.put_file(str(tmp_path / "a.tar"), f"{uri}/a.tar")
+    manifest = open_manifest([f"{uri}/a.tar"])
+    proxy.rule = where(from_request(0, Error(400, "ExpiredToken")), operation="GET")
+    with pytest.raises(ManifestUnreachable, match=r"at row 0: .*credentials .* expired"):
+        list(stream(manifest).rows(Range(0, 100)))
 
 
 def test_what_names_stand_for(bucket, tmp_path):

@@ -110,4 +110,5 @@ def test_a_dataset_of_the_hub_is_read_at_its_commit(web, tmp_path):
     ]
     assert found[3] == [f"{pinned}/data", ["test-00000-of-00001.parquet"], 50]
     assert found[4][0] == "ManifestError"
+    assert found[4][1].startswith("no manifest owner/nothing: there is no such file or folder here")
     assert "hf://datasets/owner/nothing" in found[4][1]

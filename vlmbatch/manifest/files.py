@@ -103,7 +103,7 @@ class Place:
                 return os.stat(self.path).st_size
         fs, path = filesystem_of(self.path)
         with reading(self.path):
-            size = _tried(lambda: fs.info(path)).get("size")
+            size = tried(lambda: fs.info(path)).get("size")
         if size is None:
             raise ManifestError(
                 f"cannot read {self.path}: its server does not tell how many bytes it has",
@@ -185,7 +185,7 @@ class Ranges(io.RawIOBase):
 
     def _fetched(self, first: int, stop: int) -> bytes:
         with reading(self._name):
-            data = _tried(lambda: self._range(first, stop))
+            data = tried(lambda: self._range(first, stop))
         if len(data) != stop - first:
             raise ManifestError(
                 f"cannot read {self._name}: asked for {stop - first:,} bytes from {first:,} on, "
@@ -195,7 +195,7 @@ class Ranges(io.RawIOBase):
         return bytes(data)
 
 
-def _tried(ask: Any) -> Any:
+def tried(ask: Any) -> Any:
     """What the store says, asked again a few times while it is busy."""
     for attempt in range(1, ATTEMPTS + 1):
         try:

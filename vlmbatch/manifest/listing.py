@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from vlmbatch.errors import ManifestError, UsageError
+from vlmbatch.errors import ManifestError, ManifestUnreachable, UsageError
 from vlmbatch.manifest import hub, images
-from vlmbatch.manifest.files import Place, reading
+from vlmbatch.manifest.files import Place, reading, tried
 from vlmbatch.manifest.formats import FORMATS, KNOWN, TABLES, format_of, sniffed
 from vlmbatch.storage import filesystem_of, scheme_of, without_secrets
 
@@ -228,7 +228,7 @@ def _meant(path: str) -> str:
     scheme = scheme_of(path)
     if scheme is None:
         named = hub.is_name(path) and not os.path.lexists(path) and format_of(path) is None
-        return hub.pinned(f"hf://datasets/{path}") if named and hub.is_here() else path
+        return _of_the_hub(path) if named and hub.is_here() else path
     if "::" in path:
         raise ManifestError(
             f"cannot read a manifest from inside an archive: {without_secrets(path)}",
@@ -246,6 +246,17 @@ def _meant(path: str) -> str:
             hint="set the store's own variables in the environment",
         )
     return hub.pinned(path) if scheme == "hf" else path.rstrip("/")
+
+
+def _of_the_hub(name: str) -> str:
+    try:
+        return hub.pinned(f"hf://datasets/{name}")
+    except (ManifestError, ManifestUnreachable) as error:
+        raise type(error)(
+            f"no manifest {name}: there is no such file or folder here, and as a dataset of the "
+            f"Hub: {error.message}",
+            hint=error.hint,
+        ) from None
 
 
 def _unfolded(store: _Store, path: str) -> Iterator[str]:
@@ -333,20 +344,21 @@ class _Remote:
             return None if glob.has_magic(path) or "{" in path else "file"
         try:
             with reading(path):
-                return "folder" if fs.info(inside)["type"] == "directory" else "file"
+                found = tried(lambda: fs.info(inside))
+                return "folder" if found["type"] == "directory" else "file"
         except ManifestError:
             return None
 
     def find(self, folder: str) -> dict[str, int | None]:
         fs, inside = filesystem_of(folder)
         with reading(folder):
-            found = fs.find(inside, detail=True)
+            found = tried(lambda: fs.find(inside, detail=True))
         return self._uris(fs, found, folder)
 
     def glob(self, pattern: str) -> dict[str, int | None]:
         fs, inside = filesystem_of(pattern)
         with reading(pattern):
-            found = fs.glob(inside, detail=True)
+            found = tried(lambda: fs.glob(inside, detail=True))
         return self._uris(fs, found, pattern)
 
     def _uris(self, fs: Any, found: dict[str, Any], like: str) -> dict[str, int | None]:
