@@ -116,7 +116,7 @@ def test_what_was_chosen_at_the_start_is_used_again(tmp_path: Path) -> None:
     assert set(read_results(tmp_path / "out")["model"].to_pylist()) == {"echo"}
     other = vlmbatch(*words, "--family=generic")
     assert other.exit_code == 2, other
-    assert "family was 'demo', now 'generic'" in other.stderr
+    assert "family: was 'demo', now 'generic'" in other.stderr
 
 
 def test_leftovers_of_every_kind_are_cleared_away(made: Quiz, tmp_path: Path) -> None:
