@@ -39,12 +39,16 @@ ARCHITECTURES = {
 }
 """vLLM's own class for each: none of them falls back to the transformers backend."""
 NAMES = sorted(ARCHITECTURES)
+SHORT = ("internvl", "llava_onevision", "qwen2_5_vl", "smolvlm")
+"""Of the short form: one of each way to cut an image into tokens."""
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    words = [sys.executable, "-m", "tests.tiny_models_video", str(folder), *NAMES]
+    slow = any(item.get_closest_marker("slow") for item in request.session.items)
+    names = NAMES if slow else SHORT
+    words = [sys.executable, "-m", "tests.tiny_models_video", str(folder), *names]
     _succeeds(words, folder)
     return folder
 
@@ -53,7 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answered(models: Path) -> dict[str, dict[str, Any]]:
     """What tests/vllm/family_answers.py found, by name."""
     file = models / "answers.jsonl"
-    _succeeds([sys.executable, "-m", "tests.vllm.family_answers", models, file, *NAMES], models)
+    _succeeds([sys.executable, "-m", "tests.vllm.family_answers", models, file, *SHORT], models)
     lines = map(json.loads, file.read_text().splitlines())
     return {line["name"]: line for line in lines}
 
@@ -67,7 +71,7 @@ def _succeeds(words: list[Any], folder: Path) -> None:
     assert ended.returncode == 0, log.read_text()[-4000:]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHORT)
 def test_vllm_answers_as_the_family_writes(name, models, answered):
     found = answered[name]
     assert found.get("error") is None
