@@ -304,9 +304,10 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """rclone, one for each process of the tests."""
+    """rclone, started in less than a second and for one file only: 1.75 takes a whole core for ever
+    once a client has left in the middle of an answer."""
     pytest.importorskip("s3fs")
     with rclone(tmp_path_factory.mktemp("rclone")) as server:
         yield server

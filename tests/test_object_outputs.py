@@ -121,6 +121,7 @@ def test_failed_results_are_retried_and_answers_read_again(remote, tmp_path):
     remote.assert_whole()
 
 
+@pytest.mark.slow  # tests/test_s3_runs.py has the short form
 def test_a_killed_run_goes_on_where_it_was(remote):
     committed: list[tuple[int, set[int]]] = []
     for answers in (150, 60):
@@ -166,6 +167,7 @@ def test_lost_acknowledgements_double_nothing(s3_server, remote):
     assert remote.log.rows_twice() == 0
 
 
+@pytest.mark.slow  # tests/test_s3_runs.py has the short form
 def test_expired_credentials_stop_the_run_and_renewed_ones_go_on(s3_server, remote):
     with FaultProxy(s3_server) as proxy, proxy.in_environment():
         with Command(*remote.words(delay=0.05)) as command:

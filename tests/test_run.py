@@ -272,7 +272,7 @@ def test_the_ready_command_knows_every_way_to_write_the_output(
 ) -> None:
     from vlmbatch.run import _elsewhere
 
-    ready = _elsewhere(["run", "m.parquet", written, "-t", "vqa"], Path("out"))
+    ready = _elsewhere(["run", "m.parquet", written, "-t", "vqa"], "out")
     assert ready == "vlmbatch run m.parquet -t vqa -o out-2"
 
 

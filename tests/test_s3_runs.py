@@ -157,7 +157,9 @@ def kill_and_finish(run: S3Run, kind: Kind, *, count: int, seed: int) -> None:
     run.assert_done(ended)
 
 
-@pytest.mark.parametrize("kind", ["driver", "group", "worker"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("driver", marks=pytest.mark.slow), "group", "worker"]
+)
 def test_nothing_is_lost_or_doubled_when_killed(
     tmp_path: Path, pictures: Pictures, kind: Kind
 ) -> None:
@@ -256,6 +258,7 @@ def test_an_image_that_is_refused_is_a_failed_row_and_no_reason_to_stop(
     assert_whole(run.fetch_output(), run.quiz.answers, ids=run.quiz.ids, failed=failed)
 
 
+@pytest.mark.slow  # tests/test_object_outputs.py has the short form
 def test_the_second_of_two_runs_stops(tmp_path: Path, pictures: Pictures) -> None:
     run = S3Run(tmp_path, pictures, delay=1.0)
     with pictures.server.in_environment():
@@ -284,6 +287,7 @@ def test_of_two_runs_that_start_together_one_works(tmp_path: Path, pictures: Pic
     run.assert_done(next(each for each in ended if each.exit_code == 0))
 
 
+@pytest.mark.slow  # tests/test_object_outputs.py has the short form
 def test_status_and_a_finished_run_again(tmp_path: Path, pictures: Pictures) -> None:
     run = S3Run(tmp_path, pictures, 40)
     with pictures.server.in_environment():

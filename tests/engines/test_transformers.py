@@ -230,8 +230,8 @@ def test_kosmos2_is_asked_equal_prompts_together_and_answers_as_one_by_one(tmp_p
 
     async def scenario() -> list[Outcome]:
         async with started(folder, batch_size=6) as engine:
-            assert engine._checkpoint is not None
-            counts_batches(engine._checkpoint._model, batches)
+            assert engine._model is not None
+            counts_batches(engine._model._model, batches)
             return await gathered(engine, requests)
 
     assert asyncio.run(scenario()) == answers(folder, requests, batch_size=1)
@@ -333,9 +333,9 @@ def test_a_batch_that_does_not_fit_into_memory_is_answered_in_smaller_ones(
 
     async def scenario() -> tuple[list[Outcome], int]:
         async with started(tiny_idefics3, batch_size=8) as engine:
-            assert engine._checkpoint is not None
+            assert engine._model is not None
             assert engine._batcher is not None
-            fails_above(3, engine._checkpoint._model, MemoryError())
+            fails_above(3, engine._model._model, MemoryError())
             outcomes = await gathered(engine, requests)
             return outcomes, engine._batcher.batch_size
 
@@ -347,8 +347,8 @@ def test_a_batch_that_does_not_fit_into_memory_is_answered_in_smaller_ones(
 def test_a_request_that_never_fits_into_memory_fails_alone(tiny_idefics3: Path) -> None:
     async def scenario() -> list[Outcome]:
         async with started(tiny_idefics3) as engine:
-            assert engine._checkpoint is not None
-            fails_above(0, engine._checkpoint._model, MemoryError())
+            assert engine._model is not None
+            fails_above(0, engine._model._model, MemoryError())
             return await gathered(engine, [ask("what?", picture(1))])
 
     failure = failure_of(asyncio.run(scenario())[0])
@@ -359,9 +359,9 @@ def test_a_request_that_never_fits_into_memory_fails_alone(tiny_idefics3: Path) 
 def test_a_cuda_error_is_the_end_of_the_engine(tiny_idefics3: Path) -> None:
     async def scenario() -> list[Outcome]:
         async with started(tiny_idefics3, batch_size=2) as engine:
-            assert engine._checkpoint is not None
+            assert engine._model is not None
             error = RuntimeError("CUDA error: device-side assert triggered\nand much more")
-            fails_above(0, engine._checkpoint._model, error)
+            fails_above(0, engine._model._model, error)
             first = await gathered(engine, [ask(f"{i}", picture(i)) for i in range(5)])
             return first + await gathered(engine, [ask("later", picture(1))])
 
@@ -506,9 +506,9 @@ def failure_of(outcome: Outcome) -> Any:
 
 
 def load_tiny(folder: Path) -> Any:
-    from vlmbatch.engines.transformers import _Source
+    from vlmbatch.engines.transformers import Source
 
-    return load(_Source(str(folder), None, False), "auto", "cpu")
+    return load(Source(str(folder), None, False), "auto", "cpu")
 
 
 def with_stray_placeholder(request: Request) -> Request:

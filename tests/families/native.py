@@ -148,6 +148,6 @@ def text_tokens(native: Native, model: Path, family: Family, request: Request) -
 @lru_cache(maxsize=1)
 def loaded(model: Path) -> Any:
     """The checkpoint as the engine loads it."""
-    from vlmbatch.engines.transformers import _Source, load
+    from vlmbatch.engines.transformers import Source, load
 
-    return load(_Source(str(model), None, False), "float32", "cpu")
+    return load(Source(str(model), None, False), "float32", "cpu")

@@ -241,10 +241,11 @@ PIECES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_long_answer_is_read_in_linear_time(name):
-    """The slowest takes about 8 us a character; what is quadratic takes seconds."""
+    """The slowest takes about 8 us a character, four times that on a machine that is busy; what is
+    quadratic takes a minute."""
     family = made(name)
     slowest = max((seconds_to_read(family, piece, 20_000), piece) for piece in PIECES)
-    assert slowest[0] < 0.5, slowest
+    assert slowest[0] < 3, slowest
 
 
 # Wording and registry

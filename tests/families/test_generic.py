@@ -129,7 +129,7 @@ def test_whatever_the_text_is_it_is_read_or_fails_to_parse(text):
     ],
 )
 def test_a_long_answer_is_read_in_linear_time(piece):
-    assert seconds_to_read(GENERIC, piece) < 0.5
+    assert seconds_to_read(GENERIC, piece) < 5  # what is quadratic takes an hour
 
 
 def test_the_family_is_decided_by_the_config():

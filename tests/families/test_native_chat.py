@@ -41,9 +41,14 @@ NATIVES = {
     "aya_vision": Native(build_aya_vision, "aya_vision"),
     "mllama": Native(build_mllama, "llama3_2_vision"),
 }
+VARIANTS = ("llava without a template", "llava_next on mistral", "deepseek_vl_hybrid")
+"""Mostly what another one is."""
 
 
 @pytest.mark.filterwarnings("ignore:`hidden_state` is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", NATIVES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in NATIVES],
+)
 def test_what_it_was_taught_comes_out_of_a_run(name: str, tmp_path: Path) -> None:
     check(NATIVES[name], tmp_path)

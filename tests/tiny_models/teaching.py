@@ -9,7 +9,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.engines.transformers import _Source, load
+from vlmbatch.engines.transformers import Source, load
 from vlmbatch.families import Family
 from vlmbatch.records import Request
 
@@ -35,7 +35,7 @@ def teach(
     It is given what the engine gives it, and each answer token by token, special tokens as such.
     """
 
-    checkpoint = load(_Source(str(folder), None, False), "float32", "cpu")
+    checkpoint = load(Source(str(folder), None, False), "float32", "cpu")
     checkpoint.frame = family.frame
     generation = (folder / "generation_config.json").read_bytes()
     groups: dict[str, list[tuple[Request, str]]] = {}

@@ -55,7 +55,39 @@ TOKEN_IDS = (
 """All that is kept of generation_config.json; how to sample is said by the request."""
 
 
-class TransformersEngine:
+class BatchedEngine:
+    """What engines share that answer in batches, with a model that a thread of theirs loads.
+
+    ``_batcher`` and ``_model`` (which knows its ``dtype`` and ``device``) are set by ``start``.
+    """
+
+    def __init__(self, dtype: str, device: str | None) -> None:
+        self._wanted = (dtype, device)
+        self._model: Any = None
+        self._batcher: Batcher[Any] | None = None
+
+    async def generate(self, request: Request) -> Completion:
+        if self._batcher is None:
+            raise EngineDead("the engine was not started")
+        return await self._batcher.generate(request)
+
+    async def close(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.close()
+        self._model = None
+
+    @property
+    def dtype(self) -> str:
+        """``float32``, ``bfloat16`` or ``float16``; before the start, what was asked for."""
+        return str(self._model.dtype) if self._model else self._wanted[0]
+
+    @property
+    def device(self) -> str | None:
+        """``cpu``, ``cuda``, ``mps``, ...; before the start, what was asked for."""
+        return str(self._model.device) if self._model else self._wanted[1]
+
+
+class TransformersEngine(BatchedEngine):
     """Runs a checkpoint with ``generate`` of transformers, in batches of requests that fit.
 
     ``model`` is a local folder or a Hub id. Greedy answers do not depend on the batch (exactly so
@@ -77,12 +109,10 @@ class TransformersEngine:
         frame: str | None = None,
         text_of: Callable[[Sequence[str]], str] | None = None,
     ) -> None:
-        self._source = _Source(model, revision, trust_remote_code)
+        super().__init__(dtype, device)
+        self._source = Source(model, revision, trust_remote_code)
         self._frame, self._text_of = frame, text_of
-        self._wanted = (dtype, device)
         self._batch_size = batch_size
-        self._checkpoint: _Checkpoint | None = None
-        self._batcher: Batcher[_Inputs] | None = None
         self.capacity = 2 * (batch_size or BATCH_ON_GPU)
 
     async def start(self) -> None:
@@ -90,33 +120,13 @@ class TransformersEngine:
         default = BATCH_ON_CPU if checkpoint.device == "cpu" else BATCH_ON_GPU
         batch_size = self._batch_size or default
         self.capacity = 2 * batch_size  # one batch is answered, the next one prepared
-        self._checkpoint = checkpoint
+        self._model = checkpoint
         checkpoint.frame, checkpoint.text_of = self._frame, self._text_of
         self._batcher = Batcher(checkpoint, batch_size, checkpoint.group)
 
-    async def generate(self, request: Request) -> Completion:
-        if self._batcher is None:
-            raise EngineDead("the engine was not started")
-        return await self._batcher.generate(request)
-
-    async def close(self) -> None:
-        if self._batcher is not None:
-            await self._batcher.close()
-        self._checkpoint = None
-
-    @property
-    def dtype(self) -> str:
-        """``float32``, ``bfloat16`` or ``float16``; before the start, what was asked for."""
-        return self._checkpoint.dtype if self._checkpoint else self._wanted[0]
-
-    @property
-    def device(self) -> str | None:
-        """``cpu``, ``cuda``, ``mps``, ...; before the start, what was asked for."""
-        return self._checkpoint.device if self._checkpoint else self._wanted[1]
-
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
     """Where a checkpoint comes from. A folder's revision only names its content."""
 
     model: str
@@ -132,13 +142,13 @@ class _Source:
         return self.model if named else f"{self.model} at {self.revision}"
 
 
-def load(source: _Source, dtype: str, device: str | None) -> _Checkpoint:
+def load(source: Source, dtype: str, device: str | None) -> _Checkpoint:
     """The checkpoint, ready to answer. Whatever goes wrong is an EngineStartError."""
     return load_with(_load, source, dtype, device)
 
 
 def load_with(
-    loading: Callable[[_Source, str, str], Loaded], source: _Source, dtype: str, device: str | None
+    loading: Callable[[Source, str, str], Loaded], source: Source, dtype: str, device: str | None
 ) -> Loaded:
     """What ``loading`` makes of the checkpoint with the dtype and the device that were asked for,
     or that are best. Whatever goes wrong is an EngineStartError."""
@@ -189,7 +199,7 @@ def best_dtype(device: str) -> str:
     return "bfloat16"
 
 
-def _load(source: _Source, dtype: str, device: str) -> _Checkpoint:
+def _load(source: Source, dtype: str, device: str) -> _Checkpoint:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor, __version__
     from transformers.utils import logging
@@ -232,7 +242,7 @@ def _check_folder(model: str) -> None:
     raise EngineStartError(problem, hint="name a model folder or a Hub id with -m")
 
 
-def _hub_answers(source: _Source) -> bool:
+def _hub_answers(source: Source) -> bool:
     """Whether the Hub can be asked now; else only its local cache is read.
 
     Asked once, for transformers itself tries each absent file for 30 seconds.
@@ -246,7 +256,7 @@ def _hub_answers(source: _Source) -> bool:
     return True
 
 
-def _start_error(source: _Source, device: str, error: Exception) -> EngineStartError:
+def _start_error(source: Source, device: str, error: Exception) -> EngineStartError:
     """One line and the way out, for the ways in which loading is known to fail."""
     said = str(error)
     if _is_out_of_memory(error):
@@ -374,7 +384,7 @@ class _Checkpoint:
                 )
             rows = output[:, start:].tolist()
         except Exception as error:
-            raise _translated(error, self.device, len(inputs.lengths)) from None
+            raise translated(error, self.device, len(inputs.lengths)) from None
         return [
             self._completion(
                 row,
@@ -543,7 +553,7 @@ class _Checkpoint:
             return False
 
 
-def _translated(error: Exception, device: str, requests: int) -> Exception:
+def translated(error: Exception, device: str, requests: int) -> Exception:
     """A failure of generate() in the batcher's words."""
     if _is_out_of_memory(error):
         import torch

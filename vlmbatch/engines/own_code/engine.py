@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from vlmbatch.engines.batcher import Batcher, one_line
 from vlmbatch.engines.own_code import Args, OwnCode
 from vlmbatch.engines.own_code.loading import Checkpoint
-from vlmbatch.engines.transformers import _Source, _translated, load_with
-from vlmbatch.errors import EngineDead, EngineStartError, ErrorCode, Stage, failed
+from vlmbatch.engines.transformers import BatchedEngine, Source, load_with, translated
+from vlmbatch.errors import EngineStartError, ErrorCode, Stage, failed
 from vlmbatch.records import Completion, Request
 
 
@@ -32,7 +32,7 @@ class Adapter(Protocol):
         """May return anything as soon as ``is_over()``."""
 
 
-class OwnCodeEngine:
+class OwnCodeEngine(BatchedEngine):
     """Runs a checkpoint through the entry points of its own code, one request at a time."""
 
     capacity = 2
@@ -49,38 +49,16 @@ class OwnCodeEngine:
         device: str | None = None,
         requirements: tuple[str, ...] = (),
     ) -> None:
-        self._source = _Source(model, revision, trust_remote_code=True)
-        self._wanted = (dtype, device)
+        super().__init__(dtype, device)
+        self._source = Source(model, revision, trust_remote_code=True)
         self._kind, self._args = kind, args
         self._requirements = requirements
-        self._model: _OneByOne | None = None
-        self._batcher: Batcher[_Prepared] | None = None
 
     async def start(self) -> None:
         model = await asyncio.to_thread(lambda: load_with(self._load, self._source, *self._wanted))
         self._model, self._batcher = model, Batcher(model, 1)
 
-    async def generate(self, request: Request) -> Completion:
-        if self._batcher is None:
-            raise EngineDead("the engine was not started")
-        return await self._batcher.generate(request)
-
-    async def close(self) -> None:
-        if self._batcher is not None:
-            await self._batcher.close()
-        self._model = None
-
-    @property
-    def dtype(self) -> str:
-        """``float32``, ``bfloat16`` or ``float16``; before the start, what was asked for."""
-        return self._model.dtype if self._model else self._wanted[0]
-
-    @property
-    def device(self) -> str | None:
-        """``cpu``, ``cuda``, ``mps``, ...; before the start, what was asked for."""
-        return self._model.device if self._model else self._wanted[1]
-
-    def _load(self, source: _Source, dtype: str, device: str) -> _OneByOne:
+    def _load(self, source: Source, dtype: str, device: str) -> _OneByOne:
         module = import_module(f"vlmbatch.engines.own_code.{self._kind.module}")
         try:
             with tempfile.TemporaryDirectory(prefix="vlmbatch-") as scratch:
@@ -144,4 +122,4 @@ class _OneByOne:
             with torch.inference_mode():
                 return [self._adapter.answer(prepared.inputs, request, is_over)]
         except Exception as error:
-            raise _translated(error, self.device, 1) from None
+            raise translated(error, self.device, 1) from None

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.engines.transformers import _hub_answers, _Source
+from vlmbatch.engines.transformers import Source, _hub_answers
 from vlmbatch.errors import EngineStartError
 
 
@@ -16,7 +16,7 @@ class Checkpoint:
     """Where it is, and in what form it is wanted. The libraries may be years old here: an
     environment of the model's own has the versions that its code was written for."""
 
-    source: _Source
+    source: Source
     dtype: str
     device: str
     scratch: Path
@@ -72,7 +72,7 @@ class Checkpoint:
 
         if of is None:
             return AutoTokenizer.from_pretrained(self.path, **self.options, **more)
-        other = _Source(of, None, trust_remote_code=False)
+        other = Source(of, None, trust_remote_code=False)
         offline = other.is_folder or not _hub_answers(other)
         return AutoTokenizer.from_pretrained(of, local_files_only=offline, **more)
 
