@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.bad_images import make_images
 from tests.harness import Finished, echo, picture, quiz, vlmbatch, write_manifest
+from tests.s3 import S3Endpoint, forget_connections
 
 DEMO = ["-m", "demo", "--engine", "echo"]
 """As the demo model is asked, without it."""
@@ -126,6 +127,27 @@ def test_of_images_in_the_manifest_few_are_read(tmp_path: Path, row_group: int, 
     found = planned(manifest, *echo())
     assert 55 <= found["sample"]["rows"] <= 64
     assert found["sample"]["failed"] == 0
+
+
+def test_images_in_a_store_are_fetched_from_there(
+    s3_server: S3Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = s3_server.fs()
+    fs.mkdir("plan")
+    fs.pipe_file("plan/here.png", picture())
+    manifest = paths(tmp_path, ["s3://plan/here.png", "s3://plan/gone.png"])
+    options = [manifest, *echo(), "-o", "s3://plan/out", "--max-failure-rate=0.5"]
+    with s3_server.in_environment():
+        found = planned(*options)
+        assert {code: each["rows"] for code, each in found["sample"]["problems"].items()} == {
+            "image_missing": 1
+        }
+        assert found["sample"]["images"]["count"] == 1
+        assert fs.ls("plan", refresh=True) == ["plan/here.png"]
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        forget_connections()
+        refused = plan(*options)
+    assert (refused.exit_code, refused.stdout) == (1, ""), refused
 
 
 def test_a_resume_is_planned_for_what_is_left(tmp_path: Path) -> None:
