@@ -3,6 +3,7 @@
 python -m tests.write_reference
 """
 
+from inspect import cleandoc
 from pathlib import Path
 
 import click
@@ -12,13 +13,21 @@ from vlmbatch.cli import main
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->"
 WIDTH = 100
+SAME = 10
+"""A command that has more options of `run` than these is shown without them."""
 
 
 def reference() -> str:
     """The help of every command, as Markdown."""
     pages = []
+    of_run = {(each.name, getattr(each, "help", "")) for each in main.commands["run"].params}
     program = click.Context(main, info_name="vlmbatch", **main.context_settings)
     for name, command in main.commands.items():
+        same = [p for p in command.params if (p.name, getattr(p, "help", "")) in of_run]
+        if name != "run" and len(same) > SAME:
+            own = [p for p in command.params if p not in same or isinstance(p, click.Argument)]
+            about = f"{cleandoc(command.help or '')}\n\nIts options are those of `run`, and:"
+            command = click.Command(name, params=own, help=about)
         context = click.Context(
             command, program, name, max_content_width=WIDTH, terminal_width=WIDTH
         )

@@ -98,6 +98,7 @@ def main() -> None:
     """Ask a vision-language model something about every image of a dataset.
 
     \b
+    vlmbatch plan manifest.parquet --task caption    (asks nothing, writes nothing)
     vlmbatch run manifest.parquet --task caption     (again: it resumes)
     vlmbatch status OUTPUT
     vlmbatch retry OUTPUT
@@ -376,6 +377,103 @@ def run(overwrite: bool, prepare: bool, as_json: bool, **options: Any) -> None:
         )
         return
     _finish(summary, as_json)
+
+
+@main.command()
+@with_options(RUN_OPTIONS)
+@click.option("--overwrite", is_flag=True, help="Plan to start anew.")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=64,
+    metavar="N",
+    help="Rows whose images are fetched and decoded, spread over the manifest. Default: 64.",
+)
+@click.option(
+    "--try",
+    "tries",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Put the first N rows to the model itself, and show the answers.",
+)
+@click.option(
+    "--images-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="R",
+    help="Of one worker, for the time. Default: the rate of the output's last start, if any.",
+)
+@click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="R",
+    help="Of one worker, prompts and answers together, likewise.",
+)
+@click.option(
+    "--price-per-gpu-hour",
+    type=click.FloatRange(min=0),
+    metavar="P",
+    help="What an hour of one GPU costs, for the cost of the run.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@clean_errors
+def plan(
+    overwrite: bool,
+    sample: int,
+    tries: int | None,
+    images_per_second: float | None,
+    tokens_per_second: float | None,
+    price_per_gpu_hour: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """What `run` with the same options would do and cost. Loads no model, writes nothing.
+
+    Checks a sample of the images, shows the first prompts, counts requests and tokens. Ends with 2
+    where `run` would refuse, with 3 if more of the sample fails than --max-failure-rate allows.
+    """
+    from vlmbatch.planning import plan as plan_job
+    from vlmbatch.planning.costs import Rates
+    from vlmbatch.planning.text import describe
+
+    made = plan_job(
+        job_from_options(options),
+        sample=sample,
+        rates=Rates(images_per_second, tokens_per_second, price_per_gpu_hour),
+        tries=tries or 0,
+        overwrite=overwrite,
+        command=sys.argv[1:],
+    )
+    click.echo(
+        json.dumps(made.to_json(), indent=1, ensure_ascii=False) if as_json else describe(made)
+    )
+    for warning in made.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    sys.exit(made.exit_code)
+
+
+@main.command()
+@with_options(RUN_OPTIONS)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@clean_errors
+def doctor(as_json: bool, **options: Any) -> None:
+    """Whether this machine can run a job, and each problem with its remedy.
+
+    Takes the options of `run`, or none: then it looks at the installation alone. Loads no model and
+    writes nothing. Ends with 1 if something stands in the way.
+    """
+    from vlmbatch.doctor import describe as describe_findings
+    from vlmbatch.doctor import examine, problems
+
+    def make() -> JobSpec | None:
+        named = options["manifest"] or options["job_file"] or "manifest" in options["settings"]
+        return job_from_options(options) if named else None
+
+    findings = examine(make, model=options["model"], output=options["output"])
+    if as_json:
+        click.echo(json.dumps([each.to_json() for each in findings], indent=1, ensure_ascii=False))
+    else:
+        click.echo(describe_findings(findings))
+    sys.exit(1 if problems(findings) else 0)
 
 
 @main.command()

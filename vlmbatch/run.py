@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,36 @@ from vlmbatch.tally import Tally
 from vlmbatch.terminal import say, stdout_to
 
 
-def run(
-    job: JobSpec, *, overwrite: bool = False, prepare: bool = False, command: Sequence[str] = ()
-) -> Summary:
-    """The main job. Run again to resume. ``prepare``: all but the asking."""
+@dataclass(frozen=True)
+class Start:
+    """What a start has found before it writes anything."""
+
+    store: Store
+    manifest: Manifest
+    resolved: Resolved
+    stored: RunFile | None
+    """The run that this one resumes."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.manifest.notes, *self.resolved.notes)
+
+    @property
+    def output(self) -> Output | None:
+        """What earlier starts have committed; None where there is nothing to resume."""
+        return None if self.stored is None else _output(self.store, self.stored, self.manifest)
+
+    @property
+    def pending(self) -> list[Range]:
+        """The rows that are still to be asked about."""
+        rows = min(self.manifest.rows, self.resolved.job.limit or self.manifest.rows)
+        whole = [Range(0, rows)] if rows else []
+        found = self.output
+        return whole if found is None else _pending(found, self.manifest, self.resolved.job.limit)
+
+
+def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -> Start:
+    """How a run of this job would begin. Writes nothing; raises what would refuse the run."""
     check_executor(job)
     store = open_store(output_folder(job))
     named = job.manifest
@@ -49,12 +75,21 @@ def run(
     listing = _same_listing(job, stored)
     manifest = open_manifest(named, listing, include=job.include, exclude=job.exclude)
     resolved = resolve(job, manifest, stored)
-    for note in (*manifest.notes, *resolved.notes):
-        say(note)
     if overwrite:
         check_ours(store)
     else:
         _check_same(stored, resolved, command, store)
+    return Start(store, manifest, resolved, stored)
+
+
+def run(
+    job: JobSpec, *, overwrite: bool = False, prepare: bool = False, command: Sequence[str] = ()
+) -> Summary:
+    """The main job. Run again to resume. ``prepare``: all but the asking."""
+    start = look(job, overwrite=overwrite, command=command)
+    store, manifest, resolved = start.store, start.manifest, start.resolved
+    for note in start.notes:
+        say(note)
     store.make()
     with store.lock(), stdout_to(store.logs / "stdout.log"):
         stored = None if overwrite else _begun(store)  # as it is now that it is ours

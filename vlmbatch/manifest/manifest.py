@@ -148,9 +148,13 @@ def _looks(places: Sequence[tuple[Place, str]]) -> Iterator[tuple[ManifestFile, 
 class RowStream:
     """Rows of ranges, in order. Consecutive ranges go on in the open file without re-reading."""
 
-    def __init__(self, manifest: Manifest, columns: Columns) -> None:
+    def __init__(self, manifest: Manifest, columns: Columns, *, images: bool = True) -> None:
+        """``images`` False: of Parquet, that column is not read, and every row has one stand-in."""
         self._manifest = manifest
         self._columns = columns
+        self._images = images
+        image = columns.names["image"]
+        self._to_read = [name for name in columns.to_read if images or name != image]
         self._asked = {columns.names[name] for name in ("image", "id", *ASKED)}
         self._position = -1
         self._open: Iterator[Row] = iter(())
@@ -188,7 +192,7 @@ class RowStream:
             place,
             file,
             first - start,
-            self._columns.to_read,
+            self._to_read,
             self._manifest.schema,
             self._asked,
         )
@@ -196,6 +200,8 @@ class RowStream:
         for record, problem in records:
             if row == start + file.rows:  # more than were counted: the file has grown
                 break
+            if not self._images:
+                record[self._columns.names["image"]] = "not read"
             yield row_of(record, row, self._columns, problem)
             row += 1
         if row < start + file.rows:
