@@ -18,6 +18,8 @@ import click
 from vlmbatch import __version__
 from vlmbatch.errors import UsageError, VlmbatchError
 from vlmbatch.exports import FORMATS
+from vlmbatch.placeholders import hidden
+from vlmbatch.schedule import TARGETS
 
 if TYPE_CHECKING:
     from vlmbatch.batches.importing import Imported
@@ -40,7 +42,7 @@ def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except VlmbatchError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {hidden(str(error))}", err=True)
             sys.exit(error.exit_code)
         except BrokenPipeError:  # nobody reads what we print; not even Python's last flush is read
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -52,7 +54,7 @@ def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 os.getcwd()
             except OSError:
                 reason = "the current folder is gone\n  -> change to one that exists"
-            click.echo(f"Error: {reason}", err=True)
+            click.echo(f"Error: {hidden(reason)}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -150,6 +152,12 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
         callback=_pairs,
         metavar="KEY=VALUE",
         help="A key of the job spec, as in sampling.max_tokens=64; repeatable.",
+    ),
+    click.option(
+        "--date",
+        metavar="DAY",
+        help="The day that {date} in a job spec is, to run a night again: 2026-11-21. Default: "
+        "today, in UTC or the spec's timezone.",
     ),
     click.option(
         "-t",
@@ -620,26 +628,62 @@ def import_batch(output: str, files: tuple[str, ...], as_json: bool) -> None:
     sys.exit(summary.exit_code)
 
 
+@main.command()
+@click.argument("manifest", nargs=-1, required=True)
+@click.option("-o", "--output", default="job.yaml", help="The file to write. Default: job.yaml.")
+@click.option("-m", "--model", help="As for run.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@clean_errors
+def init(manifest: tuple[str, ...], output: str, model: str | None, overwrite: bool) -> None:
+    """Write a commented job spec for MANIFEST, which is looked at.
+
+    It has the tasks that the manifest's columns and the model fit, and runs as it is.
+    """
+    from vlmbatch.starter import write_spec
+
+    started = write_spec(manifest, output, model=model, overwrite=overwrite)
+    click.echo(started.as_text())
+
+
+@main.command()
+@click.argument("job")
+@click.option("--for", "target", type=click.Choice(TARGETS), required=True, help="What starts it.")
+@click.option("--at", default="02:30", help="When, in the spec's time zone. Default: 02:30.")
+@click.option(
+    "--image",
+    metavar="IMAGE",
+    help="Your container image (kubernetes, kuberay). Default: a stand-in.",
+)
+@clean_errors
+def schedule(job: str, target: str, at: str, image: str | None) -> None:
+    """Print what starts the job spec JOB every night, from the current folder.
+
+    \b
+    cron         a crontab line              systemd    a service and a timer
+    kubernetes   a CronJob                   kuberay    a RayJob
+    slurm        a batch script              airflow    a DAG
+    actions      a workflow of GitHub Actions
+    """
+    from vlmbatch.schedule.nightly import IMAGE
+    from vlmbatch.schedule.nightly import schedule as schedule_for
+
+    click.echo(schedule_for(job, target, at=at, image=image or IMAGE), nl=False)
+
+
 def job_from_options(options: dict[str, Any]) -> JobSpec:
     """The spec that these options describe, over that of --job: only what was given is set."""
-    from vlmbatch.job import merged, read_job_file, set_keys, spec_from
+    from vlmbatch.job_file import load_job
 
     given = {key: value for key, value in options.items() if value not in (None, (), {}, [])}
-    values = _values(given)
-    where = "the command line"
-    if "job_file" in given:
-        where = given["job_file"]
-        values = merged(read_job_file(where), values)
-    values = merged(values, set_keys(given.get("settings", {})))
-    if "manifest" not in values:
-        raise UsageError(
-            "no manifest is given", hint="vlmbatch run MANIFEST, or manifest: in a --job file"
-        )
-    job = spec_from(values, where=where)
-    if "job_file" in given and (job.model is None or job.output is None):
-        missing = "model" if job.model is None else "output"
-        raise UsageError(f"{where} names no {missing}", hint=f"a job spec must have {missing}: ...")
-    return job
+    if "date" in given and "job_file" not in given:
+        raise UsageError("--date is for the {date} of a job spec", hint="add --job FILE")
+    return load_job(
+        given.get("job_file"),
+        options=_values(given),
+        settings=given.get("settings"),
+        date=given.get("date"),
+        environment=os.environ,
+    )
 
 
 def _values(given: dict[str, Any]) -> dict[str, Any]:
@@ -674,7 +718,7 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tasks(given: dict[str, Any]) -> list[dict[str, Any]]:
-    from vlmbatch.job import read_json_schema
+    from vlmbatch.job_file import read_json_schema
 
     asked = list(given.get("tasks", ()))
     per_task: dict[str, tuple[str, str, Callable[[str], Any]]] = {
@@ -741,4 +785,4 @@ def _tell(summary: Summary | Exported | Imported | Reparsed, as_json: bool) -> N
     else:
         click.echo(summary.as_text())
     for warning in summary.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        click.echo(f"Warning: {hidden(warning)}", err=True)

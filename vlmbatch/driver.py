@@ -19,6 +19,7 @@ from vlmbatch.errors import EngineStartError, RunStopped, VlmbatchError
 from vlmbatch.executors import Died, Event, Executor, Placed, Said
 from vlmbatch.job import CHECKPOINT_ROWS
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Progress, Ready, Setup, Work
+from vlmbatch.placeholders import values_of
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.results.files import Counts, list_shards
@@ -154,6 +155,7 @@ class Driver:
             version=__version__,
             retry=self._retry_codes is not None,
             codes=self._retry_codes or (),
+            environment=values_of(self._run_file.variables),
         )
         now = time.monotonic()
         self._workers[setup.worker] = WorkerState(setup, started=now, moved=now)

@@ -6,10 +6,9 @@ in run.json, and workers read it from there.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -19,11 +18,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     WithJsonSchema,
 )
 
 from vlmbatch.errors import FingerprintMismatch, UsageError
+from vlmbatch.placeholders import Address, zone_of
 
 CHECKPOINT_ROWS = 256
 BUILT_IN_TASKS = ("caption", "vqa", "ground", "detect", "ocr")
@@ -147,6 +148,11 @@ def _absolute(folders: list[str]) -> list[str]:
     return [os.path.abspath(folder) for folder in folders]
 
 
+def _known_zone(name: str | None) -> str | None:
+    zone_of(name)
+    return name
+
+
 def _as_tasks(value: object) -> object:
     if isinstance(value, str):
         value = [value]
@@ -158,6 +164,12 @@ def _as_tasks(value: object) -> object:
 class JobSpec(Section):
     """The whole run described."""
 
+    extends: str | None = Field(
+        None, description="path of a spec, beside this one, that this one changes and adds to"
+    )
+    timezone: Annotated[str | None, AfterValidator(_known_zone)] = Field(
+        None, description="whose day {date} is, as in Europe/Berlin; default: UTC"
+    )
     manifest: Annotated[list[str], BeforeValidator(_as_list)] = Field(
         description="files, folders, globs, addresses in a store, or a dataset of the Hub",
         min_length=1,
@@ -218,84 +230,50 @@ class JobSpec(Section):
     start_timeout: Seconds = Field(1800.0, description="until a worker is ready")
     stall_timeout: Seconds = Field(900.0, description="without any progress of a busy worker")
 
+    _variables: tuple[str, ...] = PrivateAttr(())
 
-def spec_from(values: dict[str, Any], *, where: str) -> JobSpec:
-    """The spec that these values describe; all problems with their addresses in one UsageError."""
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables that the spec names by ``${NAME}``; no part of its values."""
+        return self._variables
+
+    def name_variables(self, names: Iterable[str]) -> None:
+        self._variables = tuple(sorted(names))
+
+
+def spec_from(
+    values: dict[str, Any],
+    *,
+    where: str,
+    problems: Sequence[tuple[Address, str]] = (),
+    origin: Callable[[Address], str] = lambda address: "",
+) -> JobSpec:
+    """The spec that these values describe; all problems with their addresses in one UsageError.
+
+    ``problems`` were found before, and stand for whatever else is wrong at their addresses;
+    ``origin`` says which file an address is in, if not in ``where``.
+    """
+    lines = [f"{said} @ {_dotted(address)}{origin(address)}" for address, said in problems]
+    told = {address for address, _ in problems}
+    spec: JobSpec | None = None
     try:
-        return JobSpec.model_validate(values)
+        spec = JobSpec.model_validate(values)
     except ValidationError as error:
-        lines = [_problem(item) for item in error.errors()]
-        count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
-        raise UsageError("\n  ".join([f"{count} in {where}", *lines])) from None
+        found = [item for item in error.errors() if item["loc"] not in told]
+        lines += [f"{_problem(item)}{origin(item['loc'])}" for item in found]
+    if spec is not None and not lines:
+        return spec
+    count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    raise UsageError("\n  ".join([f"{count} in {where}", *lines]))
 
 
-def read_job_file(path: str) -> dict[str, Any]:
-    """A job spec's YAML as plain values."""
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise UsageError(f"cannot read the job spec {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} is not a job spec: it holds no keys", hint="see jobs/")
-    tasks = values.get("tasks")
-    for task in tasks if isinstance(tasks, list) else []:
-        if isinstance(task, dict) and isinstance(schema := task.get("json_schema"), str):
-            task["json_schema"] = read_json_schema(os.path.join(os.path.dirname(path), schema))
-    return values
-
-
-def read_json_schema(path: str) -> Any:
-    """The object in a JSON file; whether it is a schema is seen later, with its task."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except OSError as error:
-        raise UsageError(f"cannot read the JSON Schema {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{path} is no JSON Schema: it holds no object")
-    return value
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``, section by section."""
-    both = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(both.get(key), dict):
-            both[key] = merged(both[key], value)
-        else:
-            both[key] = value
-    return both
-
-
-def set_keys(settings: Mapping[str, str]) -> dict[str, Any]:
-    """``a.b=value`` pairs as nested values; each value is read as YAML."""
-    import yaml
-
-    values: dict[str, Any] = {}
-    for address, text in settings.items():
-        section = values
-        *path, last = address.split(".")
-        for step in path:
-            section = section.setdefault(step, {})
-            if not isinstance(section, dict):
-                raise UsageError(f"--set {address}: {step!r} is set to a value already")
-        try:
-            section[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            section[last] = text
-    return values
+def _dotted(address: Iterable[str | int]) -> str:
+    return ".".join(map(str, address))
 
 
 def _problem(item: Any) -> str:
     *path, last = item["loc"] or ("",)
-    address = ".".join(map(str, path))
+    address = _dotted(path)
     if item["type"] == "extra_forbidden":
         close = get_close_matches(str(last), _section(path).model_fields, n=1)
         meant = f" (did you mean {close[0]!r}?)" if close else ""
@@ -308,7 +286,7 @@ def _problem(item: Any) -> str:
         said = said.replace("greater than or equal to", "at least")
         said = said.replace("less than or equal to", "at most")
         expected = f"{said[:1].lower()}{said[1:]}"
-    return f"{expected}, got {_found(item.get('input'))} @ {'.'.join(map(str, item['loc']))}"
+    return f"{expected}, got {_found(item.get('input'))} @ {_dotted(item['loc'])}"
 
 
 def _found(value: object) -> str:

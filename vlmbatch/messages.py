@@ -21,6 +21,8 @@ class Setup:
     retry: bool = False
     codes: tuple[str, ...] = ()
     """On a retry: only failures with these codes; empty means all."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that the job's spec names, as the driver has them: nothing stores them."""
 
 
 @dataclass(frozen=True, slots=True)

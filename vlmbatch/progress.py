@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vlmbatch.placeholders import hidden
 from vlmbatch.results.store import STATUS_FILE, Store
 from vlmbatch.run_file import now
 from vlmbatch.tally import Tally, WorkerState
@@ -43,7 +44,7 @@ class ProgressReport:
     def note(self, text: str) -> None:
         """One line of news."""
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(hidden(text), file=sys.stderr)
         else:
             say(text)
 
@@ -73,7 +74,7 @@ class ProgressReport:
         counts = tally.counts
         return {
             "state": state,
-            "reason": reason,
+            "reason": hidden(reason),
             "started": self._started,
             "updated": now(),
             "rows_total": self._total + self._skipped,

@@ -13,6 +13,7 @@ from vlmbatch.errors import UsageError
 from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec
 from vlmbatch.manifest import Manifest, open_manifest
+from vlmbatch.placeholders import hide, values_of
 from vlmbatch.records import Range
 from vlmbatch.resolve import Asking, asking_of
 from vlmbatch.results.appending import Appending
@@ -116,6 +117,14 @@ def existing_run_file(
     run_file = read_run_file(store)
     if run_file is None:
         raise UsageError(f"{store.place} is no output of vlmbatch", hint=hint)
+    held = values_of(run_file.variables)
+    if missing := [name for name in run_file.variables if name not in held]:
+        raise UsageError(
+            f"the job of {store.place} names environment variables that are not set: "
+            f"{', '.join(missing)}",
+            hint="set them as they were for the run: run.json has their names only",
+        )
+    hide(held)
     return run_file
 
 

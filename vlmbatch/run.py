@@ -310,7 +310,12 @@ def _run_file(resolved: Resolved, manifest: Manifest, stored: RunFile | None) ->
     job = resolved.job.model_dump()
     if stored is not None:
         # The same manifest may be elsewhere by now: workers read it where it is.
-        return stored.started_again(job=job, model=resolved.model, manifest=manifest.to_json())
+        return stored.started_again(
+            job=job,
+            model=resolved.model,
+            manifest=manifest.to_json(),
+            variables=list(resolved.job.variables),
+        )
     return RunFile(
         run=new_run_id(),
         created=now(),
@@ -322,6 +327,7 @@ def _run_file(resolved: Resolved, manifest: Manifest, stored: RunFile | None) ->
         job=job,
         epoch=0,
         warnings=resolved.warnings,
+        variables=list(resolved.job.variables),
     ).started_again()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vlmbatch import __version__
 from vlmbatch.errors import RunStopped
 from vlmbatch.job import JobSpec
+from vlmbatch.placeholders import PLACES, by_name, by_value, values_of
 from vlmbatch.results.store import RUN_FILE, Store
 
 
@@ -35,6 +37,9 @@ class RunFile:
     """Driver starts so far."""
     versions: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    variables: list[str] = field(default_factory=list)
+    """Environment variables that the job's spec names; in run.json ``${NAME}`` stands for what
+    they hold, and whoever reads it looks in its own environment."""
     rereading: bool = False
     """A ``reparse`` has begun and not ended: some answers are read as ``read`` says, some not."""
 
@@ -62,6 +67,8 @@ def read_run_file(store: Store) -> RunFile | None:
         return None
     try:
         known = {name: value[name] for name in RunFile.__slots__ if name in value}
+        held = values_of(known.get("variables", []))
+        known = _with_places(known, lambda text: by_value(text, held))
         run_file = RunFile(**known)
         run_file.spec  # noqa: B018  parses
     except (TypeError, ValueError):
@@ -73,4 +80,26 @@ def read_run_file(store: Store) -> RunFile | None:
 
 
 def write_run_file(store: Store, run_file: RunFile) -> None:
-    store.write_json(RUN_FILE, asdict(run_file))
+    held = values_of(run_file.variables)
+    store.write_json(RUN_FILE, _with_places(asdict(run_file), lambda text: by_name(text, held)))
+
+
+def _with_places(value: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """With every text changed that may hold what a variable of the spec holds."""
+    if not value.get("variables"):
+        return value
+    manifest, model = value["manifest"], value["model"]
+    files = [{**file, "name": change(file["name"])} for file in manifest["files"]]
+    manifest = {**manifest, "folder": change(manifest["folder"]), "files": files}
+    model = {**model, "path": change(model["path"])}
+    warnings = [change(warning) for warning in value.get("warnings", [])]
+    job = _in_places(value["job"], change)
+    return {**value, "manifest": manifest, "model": model, "job": job, "warnings": warnings}
+
+
+def _in_places(value: Any, change: Callable[[str], str], key: tuple[str, ...] = ()) -> Any:
+    if isinstance(value, dict):
+        return {name: _in_places(item, change, (*key, name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_in_places(item, change, key) for item in value]
+    return change(value) if isinstance(value, str) and key in PLACES else value

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmbatch.placeholders import hidden
 from vlmbatch.results.store import reported
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """One line on stderr; what variables of the job spec hold stands there by their names."""
     with contextlib.suppress(OSError):  # who closed stderr does not want to read
-        print(text, file=sys.stderr, flush=True)
+        print(hidden(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +38,7 @@ from vlmbatch.images.budget import Reservation
 from vlmbatch.intervals import Intervals
 from vlmbatch.manifest import Manifest, RowStream
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Message, Progress, Ready, Setup, Work
+from vlmbatch.placeholders import Hiding, hide
 from vlmbatch.records import Range, Result, Row
 from vlmbatch.resolve import Asking, asking_of
 from vlmbatch.results.files import write_shard
@@ -92,6 +93,7 @@ class Worker:
     def __init__(self, setup: Setup, emit: Callable[[Message], None]) -> None:
         self._setup = setup
         self._emit = emit
+        _take_variables(setup.environment)
         self._store = open_store(setup.output)
         self._run_file, self._manifest = _see_what_the_driver_sees(setup, self._store)
         self._asking: Asking = asking_of(
@@ -370,6 +372,16 @@ def _size(result: Result) -> int:
         values = result.carried.values()
         size += sum(len(v) if isinstance(v, str | bytes | list) else 8 for v in values)
     return size
+
+
+def _take_variables(variables: Mapping[str, str]) -> None:
+    """What the job's spec names by ``${NAME}``, on a node whose environment may lack it; logs keep
+    the names."""
+    os.environ.update(variables)
+    if variables:
+        hide(variables)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(Hiding("%(asctime)s %(levelname)s %(message)s"))
 
 
 def _broken(error: VlmbatchError) -> Broken:

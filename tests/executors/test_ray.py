@@ -375,3 +375,32 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def test_workers_get_the_variables_of_the_job_spec_from_the_driver(
+    manifest: Path, cluster: str
+) -> None:
+    """The cluster was started without them; what they hold is written nowhere."""
+    folder = manifest.parent
+    (folder / "hush-hush").mkdir()
+    for name in ("manifest.parquet", "red.png"):
+        (folder / name).rename(folder / "hush-hush" / name)
+    job = folder / "job.yaml"
+    job.write_text(
+        f"manifest: '{folder}/${{PICTURES}}/manifest.parquet'\noutput: {folder}/out\n"
+        "model: demo\ntasks: [caption]\nexecutor: ray\nworkers: 1\n"
+        "engine: {name: echo, args: {reply_from: answer}}\n"
+    )
+    assert "PICTURES" not in os.environ
+    ended = subprocess.run(
+        [sys.executable, *VLMBATCH, "run", "--job", job, "--ray-address", cluster, "--json"],
+        env=os.environ | TOKEN | {"PICTURES": "hush-hush"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["ok"] == ROWS
+    files = [path for path in (folder / "out" / "__vlmbatch").rglob("*") if path.is_file()]
+    assert any(path.name.startswith("worker-") for path in files)
+    assert [path for path in files if b"hush-hush" in path.read_bytes()] == []

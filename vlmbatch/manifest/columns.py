@@ -59,7 +59,7 @@ def choose_columns(
     if names["image"] not in present:
         raise ManifestError(
             f"no column 'image' in {where} (it has: {', '.join(present) or 'no columns'})",
-            hint=f"name the column with --column image={_likely_image(schema)}",
+            hint=f"name the column with --column image={likely_image(schema)}",
         )
     twice = sorted({name for name in present if present.count(name) > 1})
     for name in twice:
@@ -204,7 +204,8 @@ def _check_asked_types(schema: pa.Schema, names: Mapping[str, str], where: str) 
             )
 
 
-def _likely_image(schema: pa.Schema) -> str:
+def likely_image(schema: pa.Schema) -> str:
+    """The column that the images are in, by its name, else by its type; else ``NAME``."""
     usual = ("url", "path", "file", "file_name", "filename", "img", "images", "jpg", "png")
     for name in usual:
         if name in schema.names:
