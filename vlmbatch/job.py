@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +27,8 @@ from pydantic import (
 from vlmbatch.errors import FingerprintMismatch, UsageError
 
 CHECKPOINT_ROWS = 256
+SECRET = ("notify_url",)
+"""Keys whose values stand in no message."""
 BUILT_IN_TASKS = ("caption", "vqa", "ground", "detect", "ocr")
 
 _DECIMAL = r"([0-9]{1,15}(?:\.[0-9]{0,15})?)"
@@ -147,6 +150,20 @@ def _absolute(folders: list[str]) -> list[str]:
     return [os.path.abspath(folder) for folder in folders]
 
 
+def notify_url_from(url: str) -> str:
+    """The address as it is. Raises ValueError, which never quotes it, where nothing can be posted
+    to it."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if not host or not plain or parts.scheme not in ("http", "https"):
+        raise ValueError("expected an http(s) address")
+    return url
+
+
 def _as_tasks(value: object) -> object:
     if isinstance(value, str):
         value = [value]
@@ -217,6 +234,12 @@ class JobSpec(Section):
     )
     start_timeout: Seconds = Field(1800.0, description="until a worker is ready")
     stall_timeout: Seconds = Field(900.0, description="without any progress of a busy worker")
+    notify_url: Annotated[str, AfterValidator(notify_url_from)] | None = Field(
+        None,
+        exclude=True,  # a secret: it does not go into run.json
+        repr=False,
+        description="http(s) address that gets the summary as JSON when the run ends; a secret",
+    )
 
 
 def spec_from(values: dict[str, Any], *, where: str) -> JobSpec:
@@ -308,7 +331,8 @@ def _problem(item: Any) -> str:
         said = said.replace("greater than or equal to", "at least")
         said = said.replace("less than or equal to", "at most")
         expected = f"{said[:1].lower()}{said[1:]}"
-    return f"{expected}, got {_found(item.get('input'))} @ {'.'.join(map(str, item['loc']))}"
+    found = "" if item["loc"][0] in SECRET else f", got {_found(item.get('input'))}"
+    return f"{expected}{found} @ {'.'.join(map(str, item['loc']))}"
 
 
 def _found(value: object) -> str:
