@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -102,7 +103,7 @@ def main() -> None:
     \b
     vlmbatch plan manifest.parquet --task caption    (asks nothing, writes nothing)
     vlmbatch run manifest.parquet --task caption     (again: it resumes)
-    vlmbatch status OUTPUT
+    vlmbatch status OUTPUT                           (also of many: the folder above)
     vlmbatch retry OUTPUT
     vlmbatch reparse OUTPUT
     """
@@ -139,6 +140,26 @@ def _text(value: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {value[1:]}: {error}") from None
 
+
+def _notify_url(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | None:
+    if value is None:
+        return None
+    from vlmbatch.job import notify_url_from
+
+    try:
+        return notify_url_from(_text(value).strip())
+    except (UsageError, ValueError) as error:
+        raise click.BadParameter(str(error)) from None
+
+
+NOTIFY_OPTION = click.option(
+    "--notify-url",
+    metavar="URL|@FILE",
+    callback=_notify_url,
+    help="However it ends, post the summary there as JSON. The address is a secret.",
+)
 
 RUN_OPTIONS: list[Callable[..., Any]] = [
     click.argument("manifest", nargs=-1),
@@ -341,6 +362,7 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
     click.option(
         "--trust-remote-code", is_flag=True, default=None, help="Run the model's own code."
     ),
+    NOTIFY_OPTION,
 ]
 
 
@@ -374,17 +396,23 @@ def run(overwrite: bool, prepare: bool, as_json: bool, **options: Any) -> None:
     on this machine or in a store (s3:, gs:, az:, hf:, https:); several may be given. Its column
     `image` holds paths, bytes, Hugging Face image structs, or lists of these.
     """
+    from vlmbatch.notify import notified
+    from vlmbatch.run import output_folder
     from vlmbatch.run import run as run_job
 
-    job = job_from_options(options)
-    summary = run_job(job, overwrite=overwrite, prepare=prepare, command=sys.argv[1:])
-    if prepare and not as_json:
-        click.echo(
-            f"prepared: {summary.left:,} rows to do, {summary.skipped:,} answered -> "
-            f"{summary.output}"
-        )
-        return
-    _finish(summary, as_json)
+    with notified("run", options["notify_url"], options["output"] or "") as ending:
+        job = job_from_options(options)
+        ending.url, ending.output = job.notify_url, output_folder(job)
+        summary = run_job(job, overwrite=overwrite, prepare=prepare, command=sys.argv[1:])
+        ending.summary = summary
+        if prepare and not as_json:
+            click.echo(
+                f"prepared: {summary.left:,} rows to do, {summary.skipped:,} answered -> "
+                f"{summary.output}"
+            )
+        else:
+            _tell(summary, as_json)
+    sys.exit(summary.exit_code)
 
 
 @main.command()
@@ -501,17 +529,20 @@ def doctor(as_json: bool, **options: Any) -> None:
     metavar="KEY=VALUE",
     help="A setting of the engine that changes no answer; repeatable.",
 )
+@NOTIFY_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @clean_errors
 def retry(
     output: str,
     codes: list[str] | None,
     engine_args: dict[str, str],
+    notify_url: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Ask the failed results of OUTPUT again; each part is replaced in one step."""
     from vlmbatch.errors import ErrorCode
+    from vlmbatch.notify import notified
     from vlmbatch.run import retry as retry_failed
 
     for code in codes or ():
@@ -521,7 +552,10 @@ def retry(
     engine: dict[str, Any] = {"args": engine_args}
     if "base_url" in changes:
         engine["base_url"] = changes.pop("base_url")
-    _finish(retry_failed(output, tuple(codes or ()), changes, engine), as_json)
+    with notified("retry", notify_url, output) as ending:
+        ending.summary = summary = retry_failed(output, tuple(codes or ()), changes, engine)
+        _tell(summary, as_json)
+    sys.exit(summary.exit_code)
 
 
 @main.command()
@@ -543,16 +577,64 @@ def reparse(output: str, family: str | None, box_space: str | None, as_json: boo
     sys.exit(summary.exit_code)
 
 
-@main.command()
-@click.argument("output")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@clean_errors
-def status(output: str, as_json: bool) -> None:
-    """Progress, rates and failures by reason, while a run goes on and after it."""
-    from vlmbatch.status import describe, status_of
+class _Status(click.Command):
+    """``--watch`` may stand without its SECONDS, also right before OUTPUT."""
 
-    found = status_of(output)
-    click.echo(json.dumps(found, indent=1) if as_json else describe(found))
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)
+        for at, word in enumerate(args):
+            after = args[at + 1] if at + 1 < len(args) else ""
+            if word == "--watch" and not re.fullmatch(r"\d{1,4}(\.\d+)?(s|m|min|h)?", after):
+                words[at] = "--watch=2s"
+        return super().parse_args(ctx, words)
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    from vlmbatch.job import parse_seconds
+
+    try:
+        seconds = parse_seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    assert isinstance(seconds, float)
+    return max(0.1, seconds)
+
+
+@main.command(cls=_Status)
+@click.argument("output")
+@click.option(
+    "--watch",
+    metavar="[SECONDS]",
+    callback=_seconds,
+    help="Look again every SECONDS (2) until the run ends, or all of them.",
+)
+@click.option(
+    "--last",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=14,
+    help="Of a folder of outputs, the N newest. Default: 14.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON; each look in a line.")
+@clean_errors
+def status(output: str, watch: float | None, last: int, as_json: bool) -> None:
+    """Progress, rates and failures by reason, while a run goes on and after it.
+
+    OUTPUT may be a folder of outputs, too, such as one for each night: a line for each, with its
+    trend against the one before.
+    """
+    from vlmbatch.history import Outputs
+    from vlmbatch.watch import shown
+    from vlmbatch.watch import watch as keep_looking
+
+    outputs = Outputs(output, last=last)
+    if watch is not None:
+        keep_looking(outputs, watch, as_json=as_json)
+    else:
+        found = outputs.look()
+        click.echo(json.dumps(found, indent=1) if as_json else shown(found))
 
 
 @main.command()
@@ -696,7 +778,7 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
             *("gpus_per_worker", "executor", "ray_address", "checkpoint_rows", "part_rows"),
             *("max_failure_rate", "image_memory", "max_image_pixels", "max_image_bytes"),
             *("fetch_concurrency", "fetch_timeout", "allow_private_hosts"),
-            *("start_timeout", "stall_timeout", "trust_remote_code"),
+            *("start_timeout", "stall_timeout", "trust_remote_code", "notify_url"),
         )
         if key in given
     }
@@ -772,11 +854,6 @@ def _of_task(flag: str, value: str, names: list[str]) -> tuple[str, str]:
             hint=f"write TASK={value[:40]} with one of: {', '.join(names)}",
         )
     return (names[0] if names else "caption"), value
-
-
-def _finish(summary: Summary, as_json: bool) -> None:
-    _tell(summary, as_json)
-    sys.exit(summary.exit_code)
 
 
 def _tell(summary: Summary | Exported | Imported | Reparsed, as_json: bool) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +28,8 @@ from vlmbatch.errors import FingerprintMismatch, UsageError
 from vlmbatch.placeholders import Address, zone_of
 
 CHECKPOINT_ROWS = 256
+SECRET = ("notify_url",)
+"""Keys whose values stand in no message."""
 BUILT_IN_TASKS = ("caption", "vqa", "ground", "detect", "ocr")
 
 _DECIMAL = r"([0-9]{1,15}(?:\.[0-9]{0,15})?)"
@@ -153,6 +156,20 @@ def _known_zone(name: str | None) -> str | None:
     return name
 
 
+def notify_url_from(url: str) -> str:
+    """The address as it is. Raises ValueError, which never quotes it, where nothing can be posted
+    to it."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if not host or not plain or parts.scheme not in ("http", "https"):
+        raise ValueError("expected an http(s) address")
+    return url
+
+
 def _as_tasks(value: object) -> object:
     if isinstance(value, str):
         value = [value]
@@ -229,6 +246,12 @@ class JobSpec(Section):
     )
     start_timeout: Seconds = Field(1800.0, description="until a worker is ready")
     stall_timeout: Seconds = Field(900.0, description="without any progress of a busy worker")
+    notify_url: Annotated[str, AfterValidator(notify_url_from)] | None = Field(
+        None,
+        exclude=True,  # a secret: it does not go into run.json
+        repr=False,
+        description="http(s) address that gets the summary as JSON when the run ends; a secret",
+    )
 
     _variables: tuple[str, ...] = PrivateAttr(())
 
@@ -287,6 +310,9 @@ def _problem(item: Any) -> str:
         said = said.replace("less than or equal to", "at most")
         expected = f"{said[:1].lower()}{said[1:]}"
     return f"{expected}, got {_found(item.get('input'))} @ {_dotted(item['loc'])}"
+
+    found = "" if item["loc"][0] in SECRET else f", got {_found(item.get('input'))}"
+    return f"{expected}{found} @ {'.'.join(map(str, item['loc']))}"
 
 
 def _found(value: object) -> str:

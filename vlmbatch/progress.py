@@ -22,11 +22,22 @@ STATUS_SECONDS = 2.0
 class ProgressReport:
     """Writes to stderr, and to status.json in the output."""
 
-    def __init__(self, store: Store, *, total: int, skipped: int, label: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        total: int,
+        skipped: int,
+        label: str,
+        earlier: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``earlier``: the status.json of the starts that this one goes on from."""
+        self._earlier = earlier or {}
         self._store = store
         self._total = total
         self._skipped = skipped
         self._started = now()
+        self._ended: str | None = None
         self._next_line = time.monotonic() + LINE_SECONDS
         self._next_status = 0.0
         self._bar: tqdm[Any] | None = None
@@ -66,17 +77,26 @@ class ProgressReport:
         self, state: str, tally: Tally, workers: Mapping[str, WorkerState], reason: str = ""
     ) -> None:
         """status.json: for ``vlmbatch status``, when the run has ended."""
+        self._ended = now()
+        if not self._total:  # this start did nothing, and took no time
+            self._ended = self._earlier.get("ended") or self._ended
         self._store.write_json(STATUS_FILE, self._status(state, tally, workers, reason))
 
     def _status(
         self, state: str, tally: Tally, workers: Mapping[str, WorkerState], reason: str = ""
     ) -> dict[str, Any]:
-        counts = tally.counts
+        counts, earlier = tally.counts, self._earlier
+        starved = tally.engine_starved if self._total else earlier.get("engine_starved")
         return {
             "state": state,
             "reason": hidden(reason),
             "started": self._started,
             "updated": now(),
+            # Of this start and those before it that it goes on from; the rest is of this start.
+            "began": earlier.get("began") or self._started,
+            "ended": self._ended,
+            "seconds": round((earlier.get("seconds") or 0.0) + tally.seconds, 3),
+            "rows_answered": (earlier.get("rows_answered") or 0) + counts.rows,
             "rows_total": self._total + self._skipped,
             "rows_skipped": self._skipped,
             "rows_done": counts.rows,
@@ -86,7 +106,7 @@ class ProgressReport:
             "rows_per_second": round(_rate(tally, workers), 2),
             "seconds_left": self._seconds_left(tally, workers),
             "completion_tokens": counts.completion_tokens,
-            "engine_starved": tally.engine_starved,
+            "engine_starved": starved,
             "workers": {
                 name: {
                     "ready": worker.ready,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec
 from vlmbatch.manifest import Manifest, open_manifest
@@ -50,8 +51,13 @@ class Reopened:
         )
 
     def write_status(self, state: str) -> None:
-        """For ``vlmbatch status``."""
-        self.output.store.write_json(STATUS_FILE, {"state": state, "updated": now()})
+        """For ``vlmbatch status``; what a run said of its time stays."""
+        store = self.output.store
+        earlier: dict[str, Any] = {}
+        with suppress(RunStopped):  # it is only decoration
+            earlier = store.read_json(STATUS_FILE) or {}
+        news = {"state": state, "reason": "", "updated": now()}
+        store.write_json(STATUS_FILE, {**earlier, **news})
 
 
 @contextmanager

@@ -34,6 +34,8 @@ from vlmbatch.summary import INTERRUPTED, TOO_MANY_FAILED, Summary, summarise
 from vlmbatch.tally import Tally
 from vlmbatch.terminal import say, stdout_to
 
+_TOO_MANY = "more rows failed than --max-failure-rate allows"
+
 
 @dataclass(frozen=True)
 class Start:
@@ -67,6 +69,7 @@ def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) 
     """How a run of this job would begin. Writes nothing; raises what would refuse the run."""
     check_executor(job)
     store = open_store(output_folder(job))
+    command = _without_secrets(command, job)
     named = job.manifest
     job = job.model_copy(update={"manifest": [_absolute(path) for path in named]})
     if not overwrite:
@@ -180,6 +183,7 @@ def _prepared(output: Output, run_file: RunFile, manifest: Manifest, *, resumed:
         code=0,
         is_retry=False,
         warnings=list(run_file.warnings),
+        state="prepared",
     )
 
 
@@ -205,7 +209,13 @@ def _work(
     if todo:
         executor, workers = make_executor(name, job, output.store, workers, todo)
     _announce(run_file, manifest, todo, skipped, name, workers, output)
-    report = ProgressReport(output.store, total=todo, skipped=skipped, label=job.tasks[0].name)
+    report = ProgressReport(
+        output.store,
+        total=todo,
+        skipped=skipped,
+        label=job.tasks[0].name,
+        earlier=_earlier(output.store, goes_on=not todo or retry_codes is not None),
+    )
     driver = Driver(
         output=output,
         run_file=run_file,
@@ -225,7 +235,7 @@ def _work(
         state, code = "interrupted", INTERRUPTED
     except TooManyFailures:
         state, code = "stopped", TOO_MANY_FAILED
-        reason = "more rows failed than --max-failure-rate allows"
+        reason = _TOO_MANY
     except RunStopped as error:
         reason = error.message
         raise
@@ -236,7 +246,7 @@ def _work(
             report.write_status(state, driver.tally, {}, reason)
     after = output.counts()
     if code == 0 and after.too_many_failed(job.max_failure_rate):
-        code = TOO_MANY_FAILED
+        code, reason = TOO_MANY_FAILED, _TOO_MANY
     warnings = list(run_file.warnings)
     if state == "finished" and retry_codes is None:
         warnings += _about_the_manifest(output, total)
@@ -254,7 +264,18 @@ def _work(
         code=code,
         is_retry=retry_codes is not None,
         warnings=warnings,
+        state=state,
+        reason=reason,
     )
+
+
+def _earlier(store: Store, *, goes_on: bool) -> dict[str, Any]:
+    """The status.json of the starts that this one belongs to: a resume's, a retry's, and those of a
+    start that finds nothing to do. Empty where it begins anew, with rows that came later."""
+    status: dict[str, Any] = {}
+    with contextlib.suppress(RunStopped):  # it is only decoration
+        status = store.read_json(STATUS_FILE) or {}
+    return status if goes_on or status.get("state") != "finished" else {}
 
 
 def _about_the_manifest(output: Output, rows: int) -> list[str]:
@@ -363,6 +384,12 @@ def _check_same(
         )
     if stored.part_rows != resolved.job.part_rows:
         raise FingerprintMismatch(f"this output has {stored.part_rows} rows per part")
+
+
+def _without_secrets(command: Sequence[str], job: JobSpec) -> list[str]:
+    """Messages quote the command, and logs the messages."""
+    secret = job.notify_url
+    return [word.replace(secret, "URL") if secret else word for word in command]
 
 
 def _elsewhere(command: Sequence[str], output: str) -> str:

@@ -9,35 +9,41 @@ from typing import Any
 from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.results.output import Output
 from vlmbatch.results.schema import RESULT_SCHEMA
-from vlmbatch.results.store import STATUS_FILE, open_store
+from vlmbatch.results.store import STATUS_FILE, Store, open_store
 from vlmbatch.run_file import read_run_file
 
 
-def status_of(folder: str) -> dict[str, Any]:
-    """Raises UsageError where the folder is no output."""
-    store = open_store(folder)
+def status_of(output: str | Store) -> dict[str, Any]:
+    """Seconds are of computing, from the first worker's readiness to the last commit, over all
+    starts since the output was last whole.
+
+    Raises UsageError where it is no output.
+    """
+    store = output if isinstance(output, Store) else open_store(output)
     run_file = read_run_file(store)
     if run_file is None:
-        raise UsageError(
-            f"{folder} is no output of vlmbatch",
-            hint="name the folder that `vlmbatch run` printed after ->",
-        )
-    output = Output(store, run_file.run, run_file.part_rows, RESULT_SCHEMA)
-    counts = output.counts()
+        raise NoOutput(store.place)
+    running = store.is_locked()  # before the rest: who ends after this look was running
+    counts = Output(store, run_file.run, run_file.part_rows, RESULT_SCHEMA).counts()
     latest: dict[str, Any] = {}
     with suppress(RunStopped):  # it is only decoration
         latest = store.read_json(STATUS_FILE) or {}
-    running = store.is_locked()
     total = sum(file["rows"] for file in run_file.manifest["files"])
     limit = run_file.spec.limit
     total = max(counts.rows, min(total, limit)) if limit else total
     state = latest.get("state", "started")
+    unfinished = state in ("started", "running") or (state == "finished" and counts.rows < total)
+    running = running or (unfinished and store.is_locked())  # it may have begun meanwhile
     if running:
         state = "running"
-    elif state in ("started", "running") or (state == "finished" and counts.rows < total):
+    elif unfinished:
         state = "killed"  # before it could say anything else
+    seconds = latest.get("seconds")
+    rate = latest.get("rows_per_second", 0.0)
+    if seconds and not running:  # else that of the newest start says more
+        rate = round(latest.get("rows_answered", 0) / seconds, 2)
     return {
-        "output": folder,
+        "output": store.place,
         "state": state,
         "reason": latest.get("reason", ""),
         "rows": total,
@@ -47,7 +53,7 @@ def status_of(folder: str) -> dict[str, Any]:
         "requests": counts.requests,
         "failures": dict(counts.failures.most_common()),
         "truncated": counts.truncated,
-        "rows_per_second": latest.get("rows_per_second", 0.0),
+        "rows_per_second": rate,
         "seconds_left": latest.get("seconds_left") if running else None,
         "engine_starved": latest.get("engine_starved"),
         "prompt_tokens": counts.prompt_tokens,
@@ -57,7 +63,21 @@ def status_of(folder: str) -> dict[str, Any]:
         "tasks": [task.name for task in run_file.spec.tasks],
         "workers": latest.get("workers", {}) if running else {},
         "updated": latest.get("updated", run_file.created),
+        "created": run_file.created,
+        "began": latest.get("began", run_file.created),
+        "ended": None if running or state == "killed" else latest.get("ended"),
+        "seconds": seconds,
     }
+
+
+class NoOutput(UsageError):
+    """There is no run in that folder."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(
+            f"{place} is no output of vlmbatch, and no folder of outputs",
+            hint="name the folder that `vlmbatch run` printed after ->, or the one above",
+        )
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -89,7 +109,12 @@ def describe(found: dict[str, Any]) -> str:
                 else "starting"
             )
             lines.append(f"    {name}: {doing}")
-    elif found["done"] < found["rows"]:
+    elif found["seconds"]:
+        lines.append(
+            f"  {found['seconds']:,.1f} s of computing ({found['rows_per_second']:,.1f} rows/s), "
+            f"began {found['began']}" + (f", ended {found['ended']}" if found["ended"] else "")
+        )
+    if found["state"] != "running" and found["done"] < found["rows"]:
         raised = "--max-failure-rate" in found["reason"]
         how = ", with a higher --max-failure-rate," if raised else ""
         how = " without --prepare" if found["state"] == "prepared" else how

@@ -46,6 +46,10 @@ class Summary:
     resumed: bool
     exit_code: int
     warnings: list[str] = field(default_factory=list)
+    state: str = "finished"
+    """As `vlmbatch status` has it: finished, interrupted, stopped, prepared."""
+    reason: str = ""
+    """Why it is not finished, or why finished is not enough."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,6 +106,8 @@ def summarise(
     code: int,
     is_retry: bool,
     warnings: list[str],
+    state: str = "finished",
+    reason: str = "",
 ) -> Summary:
     """``before`` and ``after`` count the whole output; the summary is of what this start added."""
     done = tally.counts if is_retry else after.minus(before)
@@ -139,4 +145,6 @@ def summarise(
         resumed=resumed,
         exit_code=code,
         warnings=warnings,
+        state=state,
+        reason=reason,
     )

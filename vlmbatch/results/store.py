@@ -36,7 +36,8 @@ FOOTER_BYTES = 2**18
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file or folder in a listing. ``tag`` is another for another content, or empty."""
+    """A file or folder in a listing. ``tag`` is another for another content, or empty; folders have
+    none."""
 
     name: str
     tag: str = ""
