@@ -212,6 +212,13 @@ def test_the_config_map_holds_the_whole_spec(target: str) -> None:
     assert f"/etc/vlmbatch/{name}" in json.dumps(found)
 
 
+def test_a_schema_in_a_place_of_the_environment_stays_there() -> None:
+    Path("s.yaml").write_text(NIGHT.replace("facts.json", "'${SCHEMAS}/facts.json'"))
+    _, config = documents(printed("s.yaml", "kubernetes"))
+    spec = yaml.safe_load(config["data"]["s.yaml"])
+    assert spec["tasks"][0]["json_schema"] == "${SCHEMAS}/facts.json"
+
+
 def test_a_cron_job_pages_for_the_codes_that_no_retry_mends() -> None:
     job = documents(printed("gpu.yaml", "kubernetes", "--at", "4:05", "--image", "me/it:1"))[0]
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
@@ -459,25 +466,22 @@ def test_airflow_takes_the_dag(tmp_path: Path) -> None:
     dags.mkdir()
     (dags / "n.py").write_text(printed("night ly.yaml", "airflow"))
     code = (
-        "from airflow.models.dagbag import DagBag\n"
-        f"bag = DagBag({str(dags)!r}, include_examples=False)\n"
+        "from airflow.dag_processing.dagbag import DagBag\n"
+        f"bag = DagBag({str(dags)!r})\n"
         "assert not bag.import_errors, bag.import_errors\n"
         "(dag,) = bag.dags.values()\n"
         "assert dag.dag_id == 'vlmbatch-night-ly' and dag.max_active_runs == 1\n"
+        "assert str(dag.timezone) == 'Europe/Berlin', dag.timezone\n"
         "assert [task.task_id for task in dag.tasks] == ['run']\n"
     )
     home = {"AIRFLOW_HOME": str(tmp_path / "home"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-    subprocess.run(
-        [python, "-m", "airflow", "db", "migrate"],
-        env={**os.environ, **home, "PYTHONPATH": ""},
-        capture_output=True,
-    )
     done = subprocess.run(
-        [python, "-c", code],
+        [python, "-W", "always", "-c", code],
         env={**os.environ, **home, "PYTHONPATH": ""},
         capture_output=True,
         text=True,
     )
+    assert "deprecated" not in done.stdout + done.stderr
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 

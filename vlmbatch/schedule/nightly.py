@@ -118,7 +118,8 @@ def schedule(path: str, target: str, *, at: str = "02:30", image: str = IMAGE) -
     tasks = written.get("tasks")
     for task, read in zip(tasks if isinstance(tasks, list) else [], spec.tasks, strict=False):
         if isinstance(task, dict) and isinstance(task.get("json_schema"), str):
-            task["json_schema"] = read.json_schema
+            named = str(task["json_schema"])  # a place that is only known at night stays a place
+            task["json_schema"] = named if "{" in named else read.json_schema
     full, folder = os.path.abspath(path), os.getcwd()
     for place in (full, folder, image):
         if re.search(r"[\x00-\x1f]", place):
