@@ -298,3 +298,13 @@ def test_what_goes_wrong_is_said_without_the_value(
     assert ended.exit_code == 2, ended
     assert "no manifest ${PLACE}/gone.parquet" in ended.stderr
     assert SECRET not in ended.stderr
+
+
+def test_the_address_of_a_hook_may_be_a_variable(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("manifest: m.parquet\noutput: o\nmodel: demo\nnotify_url: ${HOOK}\n")
+    spec = load_job(str(job), environment={"HOOK": "https://host/secret"})
+    assert spec.notify_url == "https://host/secret"
+    assert "secret" not in str(spec.model_dump())
+    with pytest.raises(UsageError, match="HOOK"):
+        load_job(str(job), environment={})

@@ -309,10 +309,8 @@ def _problem(item: Any) -> str:
         said = said.replace("greater than or equal to", "at least")
         said = said.replace("less than or equal to", "at most")
         expected = f"{said[:1].lower()}{said[1:]}"
-    return f"{expected}, got {_found(item.get('input'))} @ {_dotted(item['loc'])}"
-
     found = "" if item["loc"][0] in SECRET else f", got {_found(item.get('input'))}"
-    return f"{expected}{found} @ {'.'.join(map(str, item['loc']))}"
+    return f"{expected}{found} @ {_dotted(item['loc'])}"
 
 
 def _found(value: object) -> str:

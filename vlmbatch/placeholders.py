@@ -35,6 +35,7 @@ PLACES = {
     ("family",),
     ("allow_roots",),
     ("ray_address",),
+    ("notify_url",),
     ("engine", "base_url"),
     ("engine", "lora"),
     ("tasks", "json_schema"),
