@@ -19,15 +19,21 @@ import click
 from vlmbatch import __version__
 from vlmbatch.errors import UsageError, VlmbatchError
 from vlmbatch.exports import FORMATS
-from vlmbatch.placeholders import hidden
 from vlmbatch.schedule import TARGETS
 
 if TYPE_CHECKING:
     from vlmbatch.batches.importing import Imported
     from vlmbatch.exports.openai_batch import Exported
     from vlmbatch.job import JobSpec
+    from vlmbatch.planning import Plan
     from vlmbatch.reparse import Reparsed
     from vlmbatch.summary import Summary
+
+
+def _say(kind: str, message: str) -> None:
+    from vlmbatch.placeholders import hidden  # only here: it takes 10 ms of every start
+
+    click.echo(f"{kind}: {hidden(message)}", err=True)
 
 
 def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,7 +49,7 @@ def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except VlmbatchError as error:
-            click.echo(f"Error: {hidden(str(error))}", err=True)
+            _say("Error", str(error))
             sys.exit(error.exit_code)
         except BrokenPipeError:  # nobody reads what we print; not even Python's last flush is read
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -55,7 +61,7 @@ def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 os.getcwd()
             except OSError:
                 reason = "the current folder is gone\n  -> change to one that exists"
-            click.echo(f"Error: {hidden(reason)}", err=True)
+            _say("Error", reason)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -469,7 +475,6 @@ def plan(
     """
     from vlmbatch.planning import plan as plan_job
     from vlmbatch.planning.costs import Rates
-    from vlmbatch.planning.text import describe
 
     made = plan_job(
         job_from_options(options),
@@ -479,11 +484,7 @@ def plan(
         overwrite=overwrite,
         command=sys.argv[1:],
     )
-    click.echo(
-        json.dumps(made.to_json(), indent=1, ensure_ascii=False) if as_json else describe(made)
-    )
-    for warning in made.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+    _tell(made, as_json)
     sys.exit(made.exit_code)
 
 
@@ -856,10 +857,10 @@ def _of_task(flag: str, value: str, names: list[str]) -> tuple[str, str]:
     return (names[0] if names else "caption"), value
 
 
-def _tell(summary: Summary | Exported | Imported | Reparsed, as_json: bool) -> None:
+def _tell(summary: Summary | Exported | Imported | Reparsed | Plan, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
     else:
         click.echo(summary.as_text())
     for warning in summary.warnings:
-        click.echo(f"Warning: {hidden(warning)}", err=True)
+        _say("Warning", warning)

@@ -39,7 +39,7 @@ class Reopened:
     @property
     def rows(self) -> int:
         """How many rows the run has: those of the manifest up to its --limit."""
-        return min(self.manifest.rows, self.run_file.spec.limit or self.manifest.rows)
+        return self.manifest.rows_within(self.run_file.spec.limit)
 
     def appending(self, *, patch: bool = False) -> Appending:
         return Appending(

@@ -62,6 +62,7 @@ class Resolved:
     warnings: list[str]
     notes: list[str]
     """What was decided for this start, and why; said, and not stored."""
+    asking: Asking
 
 
 def asking_of(job: JobSpec, manifest: Manifest, config: Mapping[str, Any]) -> Asking:
@@ -147,6 +148,7 @@ def resolve(job: JobSpec, manifest: Manifest, stored: RunFile | None) -> Resolve
         read_half(job, asking.reading),
         warnings,
         notes,
+        asking,
     )
 
 
@@ -223,7 +225,7 @@ def _with_engine_and_model(
     except ModelNotFound as error:
         if not fallback:
             raise
-        rows = min(manifest.rows, job.limit or manifest.rows)
+        rows = manifest.rows_within(job.limit)
         if rows > DEMO_ROWS:
             raise UsageError(
                 f"{error.message}, and the bundled demo model stands in for at most "

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from vlmbatch.engines import asked_settings, check_engine
 from vlmbatch.errors import FingerprintMismatch, RunStopped, UsageError
 from vlmbatch.executors import Executor
 from vlmbatch.executors.choice import NoWorkers, check_executor, choose_executor, make_executor
+from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec, check_same_ask
 from vlmbatch.manifest import Manifest, open_manifest
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.reopen import check_read_through, existing_run_file, reopened
-from vlmbatch.resolve import Resolved, asking_of, resolve
+from vlmbatch.resolve import Resolved, resolve
 from vlmbatch.results.files import is_part_name, list_shards
 from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
@@ -51,18 +53,19 @@ class Start:
     def notes(self) -> tuple[str, ...]:
         return (*self.manifest.notes, *self.resolved.notes)
 
-    @property
+    @cached_property
     def output(self) -> Output | None:
         """What earlier starts have committed; None where there is nothing to resume."""
-        return None if self.stored is None else _output(self.store, self.stored, self.manifest)
+        return None if self.stored is None else self.output_of(self.stored)
+
+    def output_of(self, run_file: RunFile) -> Output:
+        schema = self.resolved.asking.schema
+        return Output(self.store, run_file.run, run_file.part_rows, schema)
 
     @property
     def pending(self) -> list[Range]:
         """The rows that are still to be asked about."""
-        rows = min(self.manifest.rows, self.resolved.job.limit or self.manifest.rows)
-        whole = [Range(0, rows)] if rows else []
-        found = self.output
-        return whole if found is None else _pending(found, self.manifest, self.resolved.job.limit)
+        return _pending(self.output, self.manifest, self.resolved.job.limit)
 
 
 def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -> Start:
@@ -98,7 +101,7 @@ def run(
         stored = None if overwrite else _begun(store)  # as it is now that it is ours
         _check_same(stored, resolved, command, store)
         run_file = _run_file(resolved, manifest, stored)
-        output = _output(store, run_file, manifest)
+        output = start.output_of(run_file)
         epoch = 0 if overwrite else output.view().epoch
         run_file = replace(run_file, epoch=max(run_file.epoch, epoch) + 1)
         write_run_file(store, run_file)
@@ -167,7 +170,7 @@ def _prepared(output: Output, run_file: RunFile, manifest: Manifest, *, resumed:
     """The output stands, and nothing was asked."""
     if not resumed:
         output.store.write_json(STATUS_FILE, {"state": "prepared", "updated": now()})
-    total = min(manifest.rows, run_file.spec.limit or manifest.rows)
+    total = manifest.rows_within(run_file.spec.limit)
     there = output.counts()
     return summarise(
         run_file,
@@ -203,7 +206,7 @@ def _work(
     name, workers = choose_executor(job, todo)
     for warning in run_file.warnings:
         say(f"Warning: {warning}")
-    total = min(manifest.rows, job.limit or manifest.rows)
+    total = manifest.rows_within(job.limit)
     skipped = total - todo if retry_codes is None else 0
     executor: Executor = NoWorkers()
     if todo:
@@ -294,9 +297,10 @@ def _is_whole(output: Output, rows: int) -> bool:
     return not rows or output.view().committed.covers(Range(0, rows))
 
 
-def _pending(output: Output, manifest: Manifest, limit: int | None) -> list[Range]:
-    rows = min(manifest.rows, limit or manifest.rows)
-    return output.view().committed.missing(Range(0, rows)) if rows else []
+def _pending(output: Output | None, manifest: Manifest, limit: int | None) -> list[Range]:
+    rows = manifest.rows_within(limit)
+    committed = Intervals() if output is None else output.view().committed
+    return committed.missing(Range(0, rows)) if rows else []
 
 
 def _absolute(path: str) -> str:
@@ -350,11 +354,6 @@ def _run_file(resolved: Resolved, manifest: Manifest, stored: RunFile | None) ->
         warnings=resolved.warnings,
         variables=list(resolved.job.variables),
     ).started_again()
-
-
-def _output(store: Store, run_file: RunFile, manifest: Manifest) -> Output:
-    asking = asking_of(run_file.spec, manifest, run_file.model["config"])
-    return Output(store, run_file.run, run_file.part_rows, asking.schema)
 
 
 def _delete_results(store: Store) -> None:

@@ -8,7 +8,9 @@ from a job.
 from __future__ import annotations
 
 import errno
+import io
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
@@ -23,6 +25,48 @@ _CHAINED = re.compile(r"::(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}
 EXTRAS |= {"abfss": "azure", "adl": "azure", "hf": "hub"}
 """Which extra of this package brings the library of a scheme."""
+
+
+class RangedFile(io.RawIOBase):
+    """A seekable file of ``size`` bytes whose bytes come from elsewhere, by ranges."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self._at = 0
+
+    @abstractmethod
+    def bytes_of(self, first: int, stop: int) -> bytes:
+        """All of these; ``stop`` is within the file."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """So many bytes; fewer only at the end."""
+        first = self._at
+        stop = self.size if size is None or size < 0 else min(self.size, first + size)
+        if first >= stop:
+            return b""
+        data = self.bytes_of(first, stop)
+        self._at = stop
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def scheme_of(uri: str) -> str | None:

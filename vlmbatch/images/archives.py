@@ -22,7 +22,7 @@ from typing import Protocol
 
 from vlmbatch.errors import RequestFailed
 from vlmbatch.images.failures import Larger, check_size, forbidden, missing, unreadable
-from vlmbatch.storage import without_secrets
+from vlmbatch.storage import RangedFile, without_secrets
 
 _MEMBER = re.compile(r"(zip|tar)://(.+?)::(.+)", re.IGNORECASE | re.DOTALL)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, lengths of name and extra
@@ -131,35 +131,18 @@ class ArchiveImages:
             raise unreadable(f"not a {kind} archive that can be read: {name} ({words})") from error
 
 
-class _Remote(io.RawIOBase):
+class _Remote(RangedFile):
     """A file for a thread, whose bytes come through the event loop."""
 
     def __init__(self, uri: str, size: int, places: Bytes, loop: asyncio.AbstractEventLoop) -> None:
-        self._uri, self._size, self._places, self._loop = uri, size, places, loop
-        self._at = 0
+        super().__init__(size)
+        self._uri, self._places, self._loop = uri, places, loop
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        stop = min(self._at + len(buffer), self._size)
-        if stop <= self._at:
-            return 0
-        if stop - self._at > MAX_DIRECTORY:
+    def bytes_of(self, first: int, stop: int) -> bytes:
+        if stop - first > MAX_DIRECTORY:
             raise ValueError(f"its directory has more than {MAX_DIRECTORY:,} bytes")
-        read: Awaitable[bytes] = self._places.read(self._uri, self._at, stop)
-        data = asyncio.run_coroutine_threadsafe(_awaited(read), self._loop).result()
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        read: Awaitable[bytes] = self._places.read(self._uri, first, stop)
+        return asyncio.run_coroutine_threadsafe(_awaited(read), self._loop).result()
 
 
 async def _awaited(read: Awaitable[bytes]) -> bytes:
