@@ -261,6 +261,26 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
     ),
     click.option("--limit", type=int, metavar="N", help="Only the first N rows."),
     click.option(
+        "--incremental",
+        is_flag=True,
+        default=None,
+        help="Only rows whose id the output has not answered; the manifest may be another one in "
+        "each start.",
+    ),
+    click.option(
+        "--detect-changes",
+        is_flag=True,
+        default=None,
+        help="With --incremental: ask anew where an image's ETag or size is another one.",
+    ),
+    click.option(
+        "--max-attempts",
+        type=int,
+        metavar="N",
+        help="With --incremental: what failed for a cause that may pass is asked again in later "
+        "starts, so often in all. Default: 5.",
+    ),
+    click.option(
         "--engine",
         type=click.Choice(["auto", "vllm", "transformers", "openai", "echo"]),
         help="What runs the model; echo needs none. Default: auto.",
@@ -780,6 +800,7 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
             *("max_failure_rate", "image_memory", "max_image_pixels", "max_image_bytes"),
             *("fetch_concurrency", "fetch_timeout", "allow_private_hosts"),
             *("start_timeout", "stall_timeout", "trust_remote_code", "notify_url"),
+            *("incremental", "detect_changes", "max_attempts"),
         )
         if key in given
     }

@@ -61,17 +61,25 @@ class Reopened:
 
 
 @contextmanager
-def reopened(folder: str, *, job: JobSpec | None = None) -> Iterator[Reopened]:
+def reopened(
+    folder: str, *, job: JobSpec | None = None, any_manifest: bool = False
+) -> Iterator[Reopened]:
     """Holds the output's lock meanwhile, under a new epoch; ``job``: the run's, with settings that
-    change no answer.
+    change no answer. ``any_manifest``: also where the output grows by --incremental.
 
     Raises UsageError where it is no output, or its manifest changed, and OutputLocked.
     """
     store = open_store(folder)
     run_file = existing_run_file(store)
     check_read_through(store, run_file)
-    manifest = open_manifest(run_file.spec.manifest, run_file.manifest)
-    if manifest.identity != run_file.ask["manifest"]:
+    if run_file.is_incremental and not any_manifest:
+        raise UsageError(
+            f"{folder} grows by --incremental: its rows are not those of one manifest",
+            hint="batch files are made of a run without --incremental",
+        )
+    listing = None if run_file.is_incremental else run_file.manifest
+    manifest = open_manifest(run_file.spec.manifest, listing)
+    if not run_file.is_incremental and manifest.identity != run_file.ask["manifest"]:
         raise UsageError(
             f"the manifest of {folder} changed since the run",
             hint="restore it; its rows are what the output is about",

@@ -25,7 +25,7 @@ from vlmbatch.models import ModelNotFound, folder_fingerprint, resolve_model
 from vlmbatch.reading import Reading, read_half, reading_of
 from vlmbatch.records import Sampling, TaskKind
 from vlmbatch.results.schema import RESULT_SCHEMA, result_schema
-from vlmbatch.run_file import RunFile
+from vlmbatch.run_file import INCREMENTAL, RunFile
 from vlmbatch.tasks import PLACEHOLDERS, Ask, Task, make_task, sampling_of
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM-500M-Instruct"
@@ -302,7 +302,7 @@ def _ask(
 ) -> dict[str, Any]:
     """What the model is given. A resume with any difference is refused, field by field."""
     ask: dict[str, Any] = {
-        "manifest": manifest.identity,
+        "manifest": INCREMENTAL if job.incremental else manifest.identity,
         "columns": dict(sorted(job.columns.items())),
         "carry": sorted(job.carry),
         "system": job.system,

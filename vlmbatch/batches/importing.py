@@ -26,6 +26,7 @@ from vlmbatch.records import Completion, ImageRef, LoadedImage, Range, Request, 
 from vlmbatch.reopen import Reopened, existing_run_file, joined, reopened
 from vlmbatch.results.files import Counts
 from vlmbatch.results.gathering import gather_all
+from vlmbatch.results.retry import asked_anew
 from vlmbatch.results.store import open_store
 from vlmbatch.summary import TOO_MANY_FAILED
 
@@ -179,7 +180,9 @@ def _answering(opened: Reopened, lines: dict[tuple[int, int], Line], *, again: b
     if size is not None:
         given = asking.family.prepare(_blank(asking.family.target(size)))
         loader = _RecordedSize(size, Size(*given.size))
-    return Answering(asking, loader, _LinesEngine(lines), opened.failed if again else None)
+    return Answering(
+        asking, loader, _LinesEngine(lines), opened.failed.attempts if again else asked_anew
+    )
 
 
 class _LinesEngine:

@@ -51,7 +51,7 @@ class RowsToDo:
         self.count = sum(map(len, pending))
         self._manifest = manifest
         self._asking = asking
-        self._of = RowRequests(asking, None).of
+        self._of = RowRequests(asking).of
 
     @cached_property
     def _starts(self) -> list[int]:
