@@ -126,7 +126,8 @@ def default_id(images: Iterable[ImageRef], fields: Mapping[str, Any]) -> str:
 def image_piece(uri: str) -> bytes:
     """What a reference adds to its row's default id."""
     is_data = uri[:5].lower() == "data:"
-    return _sized((uri if is_data else without_secrets(uri)).encode())
+    piece = (uri if is_data else without_secrets(uri)).encode()
+    return len(piece).to_bytes(8, "little") + piece
 
 
 def asked_piece(name: str, value: Any) -> bytes:
