@@ -9,7 +9,7 @@ import zipfile
 import pytest
 from aiohttp import web
 
-from tests.s3_faults import EXPIRED, Error, FaultProxy, from_request
+from tests.s3_faults import EXPIRED, FaultProxy, from_request
 from tests.web import web_server
 from vlmbatch.errors import CredentialsRefused
 from vlmbatch.images.fetch import Reach
