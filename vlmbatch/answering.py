@@ -232,6 +232,17 @@ def _with_sizes(result: Result, request: Request, family: Family) -> Result:
     return replace(result, image_size=image.size, model_image_size=family.seen(given))
 
 
+def reach_of(job: JobSpec) -> Reach:
+    """Which images a job may fetch, and how."""
+    return Reach(
+        max_bytes=job.max_image_bytes,
+        at_once=job.fetch_concurrency,
+        seconds=job.fetch_timeout,
+        roots=tuple(job.allow_roots),
+        allow_private=job.allow_private_hosts,
+    )
+
+
 def make_loader(job: JobSpec, family: Family, *, base: str, threads: Executor) -> Loader:
     """What brings a run's images, from the manifest's folder ``base``."""
     if job.engine.image_transport == "url":
@@ -241,13 +252,7 @@ def make_loader(job: JobSpec, family: Family, *, base: str, threads: Executor) -
         memory=ImageMemory(job.image_memory),
         executor=threads,
         limits=Limits(
-            Reach(
-                max_bytes=job.max_image_bytes,
-                at_once=job.fetch_concurrency,
-                seconds=job.fetch_timeout,
-                roots=tuple(job.allow_roots),
-                allow_private=job.allow_private_hosts,
-            ),
+            reach_of(job),
             max_pixels=job.max_image_pixels,
         ),
         target=family.target,

@@ -21,9 +21,10 @@ from vlmbatch.errors import UsageError
 _SCHEME = re.compile(r"(?:file|data)(?=:)|[a-z][a-z0-9+.-]*(?=://|::)", re.IGNORECASE)
 PAGE = re.compile(r"#page=([0-9]{1,6})$")
 """The end of a URI that means one page of a document, counted from 1."""
-_NOTHING_SECRET = re.compile(  # and nothing that urlsplit would write otherwise
-    r"(?!data:)[a-z][a-z0-9+.-]*://[A-Za-z0-9_.-]+(?::[0-9]+)?(?:/[^?#:\t\r\n]*)?"
+UNCHANGED = (  # by without_secrets: nothing in it that is secret, or that urlsplit writes otherwise
+    r"[^:]*|[a-z][a-z0-9+.-]*://[A-Za-z0-9_.-]+(?::[0-9]+)?(?:/[^?#:\t\r\n]*)?"
 )
+_UNCHANGED = re.compile(UNCHANGED)
 _CHAINED = re.compile(r"::(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}
 EXTRAS |= {"abfss": "azure", "adl": "azure", "hf": "hub"}
@@ -88,12 +89,12 @@ def without_secrets(uri: str) -> str:
 
     ``abfs://container@account...`` keeps its container, which is no secret.
     """
-    if _NOTHING_SECRET.fullmatch(uri):  # most are so, and splitting is slow
+    if uri[:5].lower() == "data:":
+        return uri[: uri.find(",")] if "," in uri else uri  # never a copy of what may be a gigabyte
+    if "://" not in uri or _UNCHANGED.fullmatch(uri):  # most are so, and splitting is slow
         return uri
     scheme = scheme_of(uri)
-    if scheme == "data":
-        return uri[: uri.find(",")] if "," in uri else uri  # never a copy of what may be a gigabyte
-    if scheme is None or "://" not in uri:
+    if scheme is None:
         return uri
     if chained := _CHAINED.search(uri):  # zip://member::https://user:key@host/file.zip?signature
         return f"{uri[: chained.end()]}{without_secrets(uri[chained.end() :])}"

@@ -294,3 +294,11 @@ def test_a_manifest_in_a_store(rclone_server, tmp_path):
         rclone_server.fs().put_file(str(tmp_path / "a.parquet"), uri)
         manifest = open_manifest([uri])
         assert assert_same(manifest, columns_of(manifest)) == [f"row {n}" for n in range(900)]
+
+
+@pytest.mark.parametrize("odd", [None, "https://u:p@x.org/a.png?k=v", "DATA:,x", "http://x?y"])
+def test_references_with_secrets_among_others(odd, tmp_path):
+    images = ["a.png", "", "s3://bucket/a b.png", "http://x.org:80/ü", "data://x/y", odd]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
+    manifest = open_manifest([str(tmp_path)])
+    assert_same(manifest, columns_of(manifest))

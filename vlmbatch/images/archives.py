@@ -38,6 +38,7 @@ class Bytes(Protocol):
     """Where archives lie: a store, or the local disk."""
 
     async def size(self, uri: str) -> int: ...
+    async def version(self, uri: str) -> str | None: ...
     async def read(self, uri: str, start: int, stop: int) -> bytes: ...
 
 
@@ -53,6 +54,8 @@ class Member:
     method: int | None
     """How a zip compressed it; None in a tar."""
     problem: str | None = None
+    crc: int | None = None
+    """CRC-32 of the image, as a zip says; a tar says none."""
 
 
 class ArchiveImages:
@@ -67,6 +70,28 @@ class ArchiveImages:
         """All bytes of a member. Raises Larger where they are more than were reserved, else
         RequestFailed."""
         name = without_secrets(uri)
+        archive, inside, member = await self._member(uri, name, places)
+        # In memory together: what is stored and what it unpacks to.
+        needed = member.size if member.method is None else member.size + member.stored
+        larger = max(member.size, member.stored)
+        check_size(name, larger, reserved=larger, max_bytes=self._max_bytes)
+        if needed > reserved:
+            raise Larger(needed)
+        data = await self._bytes_of(member, inside, archive, places)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, _unpacked, member, data, name)
+
+    async def version(self, uri: str, *, places: Bytes) -> str | None:
+        """Of a zip the member's CRC-32 and size; of a tar, which has no CRC, the whole archive's
+        version too. RequestFailed as ``get``."""
+        archive, _, member = await self._member(uri, without_secrets(uri), places)
+        if member.crc is not None:
+            return f"{member.crc:08x} {member.size} bytes"
+        whole = await places.version(archive)
+        return None if whole is None else f"{whole} {member.start} {member.size} bytes"
+
+    async def _member(self, uri: str, name: str, places: Bytes) -> tuple[str, str, Member]:
+        """(the archive, the member's name in it, where that is)."""
         matched = _MEMBER.fullmatch(uri)
         if matched is None or "::" in matched[3]:
             raise forbidden(f"not zip://member::archive or tar://member::archive: {name}")
@@ -77,15 +102,7 @@ class ArchiveImages:
             raise missing(f"no such member: {name} (the archive has {len(members):,})")
         if member.problem is not None:
             raise unreadable(f"{member.problem}: {name}")
-        # In memory together: what is stored and what it unpacks to.
-        needed = member.size if member.method is None else member.size + member.stored
-        larger = max(member.size, member.stored)
-        check_size(name, larger, reserved=larger, max_bytes=self._max_bytes)
-        if needed > reserved:
-            raise Larger(needed)
-        data = await self._bytes_of(member, inside, archive, places)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, _unpacked, member, data, name)
+        return archive, inside, member
 
     async def _bytes_of(self, member: Member, inside: str, archive: str, places: Bytes) -> bytes:
         """What is stored of it, read at once."""
@@ -163,7 +180,12 @@ def _zip_member(info: zipfile.ZipInfo) -> Member:
     elif info.is_dir():
         problem = "a folder, not an image"
     return Member(
-        info.header_offset, info.compress_size, info.file_size, info.compress_type, problem
+        info.header_offset,
+        info.compress_size,
+        info.file_size,
+        info.compress_type,
+        problem,
+        info.CRC,
     )
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlmbatch.answering import reach_of
 from vlmbatch.errors import UsageError
+from vlmbatch.images.versions import Versions
 from vlmbatch.incremental.ids import BATCH_ROWS, TONIGHT, TRANSIENT, Ids
 from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec
@@ -144,16 +146,16 @@ def to_ask(
 
 def _tonight(manifest: Manifest, columns: Columns, job: JobSpec) -> Iterator[pa.RecordBatch]:
     """(position, id, version); versions are null where nobody looks at them."""
-    for batch in identities(manifest, columns, limit=job.limit, images=job.detect_changes):
-        versions = pa.nulls(batch.num_rows, pa.string())
-        if job.detect_changes:  # TEMP
-            import os
-
-            f = [os.path.join(manifest.folder, v[0]) for v in batch["images"].to_pylist()]
-            versions = pa.array(
-                [str(os.path.getsize(v)) if os.path.exists(v) else None for v in f], pa.string()
-            )
-        yield pa.record_batch([batch["position"], batch["id"], versions], schema=TONIGHT)
+    found = identities(manifest, columns, limit=job.limit, images=job.detect_changes)
+    if not job.detect_changes:
+        for batch in found:
+            nothing = pa.nulls(batch.num_rows, pa.string())
+            yield pa.record_batch([batch["position"], batch["id"], nothing], schema=TONIGHT)
+        return
+    with Versions(base=manifest.folder, reach=reach_of(job)) as versions:
+        for batch in found:
+            known = pa.array(versions.of(batch["images"].to_pylist()), pa.string())
+            yield pa.record_batch([batch["position"], batch["id"], known], schema=TONIGHT)
 
 
 def _undone(output: Output, store: Store, there: list[int]) -> set[int]:

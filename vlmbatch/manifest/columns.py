@@ -126,19 +126,21 @@ def default_id(images: Iterable[ImageRef], fields: Mapping[str, Any]) -> str:
 def image_piece(uri: str) -> bytes:
     """What a reference adds to its row's default id."""
     is_data = uri[:5].lower() == "data:"
-    return _sized((uri if is_data else without_secrets(uri)).encode())
+    return sized(uri if is_data else without_secrets(uri))
 
 
 def asked_piece(name: str, value: Any) -> bytes:
     """What the value of a column of ASKED adds to its row's default id."""
     if value is None:
         return b""
-    kind = _sized(name.removesuffix("s").encode())  # a question is no phrase of the same words
+    kind = sized(name.removesuffix("s"))  # a question is no phrase of the same words
     items = value if isinstance(value, list) else [value]
-    return kind + b"".join([_sized(str(item).encode()) for item in items if item is not None])
+    return kind + b"".join([sized(str(item)) for item in items if item is not None])
 
 
-def _sized(piece: bytes) -> bytes:
+def sized(text: str) -> bytes:
+    """Its UTF-8 bytes after how many they are."""
+    piece = text.encode()
     return len(piece).to_bytes(8, "little") + piece
 
 

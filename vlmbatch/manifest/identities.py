@@ -27,10 +27,12 @@ from vlmbatch.manifest.columns import (
     images_of,
     is_embedded,
     is_string,
+    sized,
 )
 from vlmbatch.manifest.files import ManifestFile, Place
 from vlmbatch.manifest.manifest import Manifest, RowStream
 from vlmbatch.records import Range
+from vlmbatch.storage import UNCHANGED
 
 BATCH_ROWS = 2**16
 STREAMED_ROWS = 2**12
@@ -155,11 +157,12 @@ class _Identities:
             }
             read |= zip(batch.schema.names, batch.slice(0, rows).columns, strict=True)
             images = _values(read[self._image]) if with_images else []
+            as_they_are = not columns.has_id and _are_hashed_as_they_are(read[self._image])
             if columns.has_id:
                 ids = self._filled(_as_text(read[self._id]), start)
             else:
                 said = {ours: _values(read[theirs]) for ours, theirs in asked.items()}
-                ids = pa.array(_default_ids(images, said), pa.string())
+                ids = pa.array(_default_ids(images, said, as_they_are), pa.string())
             yield ids, self._uris(map(_named, images), rows)
             start += rows
 
@@ -221,13 +224,25 @@ def _values(column: pa.Array) -> list[Any]:
     return [record["value"] for record, _ in parquet.python_values(batch)]
 
 
-def _default_ids(images: Sequence[Any], asked: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+def _are_hashed_as_they_are(images: pa.Array) -> bool:
+    """Whether no reference has anything that ``without_secrets`` takes out: seen at once, since
+    that is most of the time that an id takes."""
+    if not is_string(images.type):
+        return False
+    plain = pc.match_substring_regex(images.cast(pa.string()), f"^(?:{UNCHANGED})$")
+    return bool(pc.all(plain, min_count=0).as_py())
+
+
+def _default_ids(
+    images: Sequence[Any], asked: Mapping[str, Sequence[Any]], as_they_are: bool
+) -> Iterator[str]:
     """``default_id`` of each row; quick where the image is one reference."""
     digest = xxhash.xxh3_128_hexdigest
+    piece_of = sized if as_they_are else image_piece
     rows = zip(*asked.values(), strict=True) if asked else repeat((), len(images))
     for image, values in zip(images, rows, strict=True):
         if type(image) is str:
-            piece = image_piece(image) if image else b""
+            piece = piece_of(image) if image else b""
             if values:
                 piece += b"".join(map(asked_piece, asked, values))
             yield digest(piece)
@@ -236,4 +251,6 @@ def _default_ids(images: Sequence[Any], asked: Mapping[str, Sequence[Any]]) -> I
 
 
 def _named(image: Any) -> list[str | None]:
+    if type(image) is str:  # as most are
+        return [image] if image else []
     return [ref.uri for ref in images_of(image)[0]]
