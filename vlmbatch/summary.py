@@ -112,7 +112,8 @@ def summarise(
     """``done``: what this start has added or asked again; ``before``: the output as it was."""
     if before.failed_rows and not is_retry:
         warnings.append(
-            f"{before.failed_rows:,} rows failed in an earlier run; to ask them again: "
+            f"{before.failed_rows:,} row{'s' if before.failed_rows != 1 else ''} failed in an "
+            "earlier run; to ask them again: "
             f"vlmbatch retry {shlex.quote(output)}"
         )
     if done.truncated:

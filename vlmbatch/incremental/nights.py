@@ -44,7 +44,8 @@ def describe_nights(nights: list[dict[str, Any]]) -> list[str]:
         new = planned.get("new", 0) + planned.get("repeated", 0) + planned.get("gone", 0)
         again = planned.get("changed", 0) + planned.get("failed", 0)
         said = f"{night['ok']:,} ok, {night['failed']:,} failed" if night["ended"] else ""
-        state = "" if night["exit_code"] == 0 else f" ({night['state']})"
+        code = night["exit_code"]
+        state = "" if code == 0 else f" ({night['state'] if not code else f'exit code {code}'})"
         lines.append(
             f"    {night['ended'] or '':<20} {new:>9,} new, {again:>7,} again: {said}{state}"
         )
