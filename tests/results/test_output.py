@@ -6,7 +6,8 @@
 import random
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 
 from tests.strategies import counted, result
 from vlmbatch.errors import ErrorCode, OutputNotOurs
+from vlmbatch.intervals import Intervals
 from vlmbatch.records import Range, Result
-from vlmbatch.results.files import list_shards, write_part, write_shard
+from vlmbatch.results.files import Patched, list_parts, list_shards, write_part, write_shard
+from vlmbatch.results.gathering import Gatherer, gather_all
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
 from vlmbatch.results.schema import RESULT_SCHEMA, to_batch
@@ -36,6 +39,8 @@ class File:
     rows: Range
     content: dict[Key, Result]
     patch: bool = False
+    anew: frozenset[int] = frozenset()
+    """Rows of a patch that have all their results in it."""
 
     def covers(self, row: int) -> bool:
         return self.rows.first <= row < self.rows.stop
@@ -64,7 +69,10 @@ class Twin:
         best = min(bases, key=lambda f: (-f.epoch, f.rows.first, -len(f.rows)))
         found = {key: value for key, value in best.content.items() if key[0] == row}
         for patch in sorted((f for f in fresh if f.patch), key=lambda f: f.epoch):
-            found |= {key: value for key, value in patch.content.items() if key in found}
+            mine = {key: value for key, value in patch.content.items() if key[0] == row}
+            if row in patch.anew:
+                found = {}
+            found |= {key: v for key, v in mine.items() if key in found or row in patch.anew}
         return found
 
     def results(self) -> list[Result]:
@@ -134,12 +142,27 @@ class Story:
         self.pending[self.epoch] = set()
         for number in range(ROWS // PART + 1):
             there = [r for r in sorted(self.twin.committed()) if r // PART == number]
-            keys = [key for row in there for key in keys_of(row) if self.random.random() < 0.3]
+            anew = {row for row in there if self.random.random() < 0.2}
+            keys = [
+                key for row in there for key in keys_of(row)
+                if row not in anew and self.random.random() < 0.3
+            ]  # fmt: skip
+            for row in anew:  # more requests than it had, or fewer
+                keys += [(row, request, 0) for request in range(self.random.randint(1, 4))]
             if keys:
+                keys.sort()
                 rows = Range(keys[0][0], keys[-1][0] + 1)
-                self._write(self.epoch, rows, keys, patch=True)
+                self._write(self.epoch, rows, keys, patch=True, anew=anew)
 
-    def _write(self, epoch: int, rows: Range, keys: list[Key], *, patch: bool = False) -> None:
+    def _write(
+        self,
+        epoch: int,
+        rows: Range,
+        keys: list[Key],
+        *,
+        patch: bool = False,
+        anew: Collection[int] = (),
+    ) -> None:
         self.writes += 1
         said = f"write {self.writes} of epoch {epoch}"
         content = {
@@ -147,10 +170,12 @@ class Story:
             for key in keys
         }
         batch = to_batch(list(content.values()), model="demo", schema=RESULT_SCHEMA)
-        write_shard(self.store, batch, run="beef", epoch=epoch, rows=rows, patch=patch)
+        write_shard(
+            self.store, batch, run="beef", epoch=epoch, rows=rows, patch=patch, anew=sorted(anew)
+        )
         twin = self.twin.shards  # a file of the same name is replaced
         twin[:] = [f for f in twin if (f.epoch, f.rows, f.patch) != (epoch, rows, patch)]
-        twin.append(File(epoch, rows, content, patch))
+        twin.append(File(epoch, rows, content, patch, frozenset(anew)))
 
     def gather(self, *, crash: bool) -> None:
         """Of a part without gaps; a crash leaves some of the shards behind."""
@@ -403,3 +428,23 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
         check_ours(LocalStore(tmp_path / "thesis.docx"))
     LocalStore(tmp_path).make()
     check_ours(LocalStore(tmp_path))
+
+
+def test_a_part_that_may_be_patched_in_this_start_waits_for_its_end(output):
+    """A patch that came after its part was written in the same epoch would be taken for a late
+    one, and lost."""
+    output = replace(output, part_rows=16, patched_since=2)
+    commit(output, Range(0, 10), "first")
+    output.gather(0)
+    gatherer = Gatherer(output, Intervals())
+    commit(output, Range(10, 16), "new", epoch=2)
+    gatherer.committed(Range(10, 16))
+    commit(output, Range(16, 32), "new", epoch=2)
+    gatherer.committed(Range(16, 32))
+    gatherer.close()
+    assert [part.rows for part in list_parts(output.store)] == [Range(0, 10), Range(16, 32)]
+    commit(output, Range(3, 4), "patched", epoch=2, patch=[(3, 0)])
+    gather_all(output, whole_only=False)
+    assert texts(output) == ["first"] * 3 + ["patched"] + ["first"] * 6 + ["new"] * 22
+    assert output.view().patched(2) == Patched(2, (Range(3, 4),))
+    assert output.view().patched(3) == Patched(3, ())

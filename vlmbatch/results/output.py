@@ -242,24 +242,28 @@ class _Patch:
 
 def _patch_of(patches: list[ResultFile], window: Range) -> _Patch | None:
     tables = []
-    seen: pa.Array = pa.array([], pa.int64())
-    anew: pa.Array = pa.array([], pa.int64())
+    nothing: pa.Array = pa.array([], pa.int64())
+    seen = anew = of_anew = nothing
     for file in sorted(patches, key=lambda f: -f.epoch):
         batches = list(file.batches(window))
         if not batches:
             continue
         table = pa.Table.from_batches(batches).replace_schema_metadata()
         table = table.append_column("_key", _keys(table, window.first))
-        old = pc.or_(
-            pc.is_in(table["_key"], value_set=seen), pc.is_in(table["row"], value_set=anew)
-        )
-        tables.append(table.filter(pc.invert(old)))
+        table = table.filter(pc.invert(pc.is_in(table["row"], value_set=anew)))
+        rows = pa.array(file.anew(), pa.int64())
+        keys_anew = table.filter(pc.is_in(table["row"], value_set=rows))["_key"]
+        of_anew = pa.concat_arrays([of_anew, keys_anew.combine_chunks()])
+        anew = pa.concat_arrays([anew, rows])
+        tables.append(table.filter(pc.invert(pc.is_in(table["_key"], value_set=seen))))
         seen = pa.concat_arrays([seen, table["_key"].combine_chunks()])
-        anew = pa.concat_arrays([anew, pa.array(file.anew(), pa.int64())])
     if not tables:
         return None
     table = pa.concat_tables(tables).combine_chunks()
+    # As elsewhere, what was asked again replaces a result, and adds none.
     is_anew = pc.is_in(table["row"], value_set=anew)
+    stays = pc.or_(pc.invert(is_anew), pc.is_in(table["_key"], value_set=of_anew))
+    table, is_anew = table.filter(stays), is_anew.filter(stays)
     first = _key(table["row"], window.first)
     anchor = pc.if_else(is_anew, first, table["_key"])
     return _Patch(table.append_column("_anchor", anchor), anew)
