@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.incremental.nights import describe_nights, last_nights
-from vlmbatch.results.generations import open_selection
+from vlmbatch.results.generations import read_generation
 from vlmbatch.results.output import Output
 from vlmbatch.results.schema import RESULT_SCHEMA
 from vlmbatch.results.store import STATUS_FILE, Store, open_store
@@ -83,7 +83,7 @@ def _planned(store: Store, run_file: RunFile) -> int:
     if run_file.generation is None:
         return 0
     with suppress(RunStopped):
-        added = open_selection(store, run_file.generation).generation.added
+        added = read_generation(store, run_file.generation).added
         return max((rows.stop for rows in added), default=0)
     return 0
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from vlmbatch.errors import RunStopped
-from vlmbatch.results.generations import numbers, open_selection
+from vlmbatch.results.generations import numbers, read_generation
 from vlmbatch.results.store import GENERATIONS, Store
 from vlmbatch.run_file import now
 from vlmbatch.summary import Summary
@@ -28,7 +28,7 @@ def last_nights(store: Store, last: int = SHOWN) -> list[dict[str, Any]]:
     nights = []
     for number in numbers(store)[-last:]:
         with suppress(RunStopped):
-            counts = open_selection(store, number).generation.counts
+            counts = read_generation(store, number).counts
             ended: dict[str, Any] = store.read_json(_name(number)) or {"state": "killed"}
             kept = ("ended", "state", "ok", "failed", "failures", "seconds", "exit_code")
             night = {"number": number, "planned": counts}

@@ -33,6 +33,7 @@ from vlmbatch.results.generations import (
     name_of,
     numbers,
     open_selection,
+    read_generation,
     write_generation,
 )
 from vlmbatch.results.output import Output
@@ -135,7 +136,8 @@ def to_ask(
     if output is not None:
         there = numbers(output.store)
         undone = _undone(output, output.store, there)
-        earlier = [open_selection(output.store, number) for number in there]
+        if wanted.changed:
+            earlier = [open_selection(output.store, number) for number in there]
     with tempfile.TemporaryDirectory(prefix="vlmbatch-plan-") as folder:
         path = Path(folder) / "generation.arrow"
         tonight = _tonight(manifest, columns, job)
@@ -160,12 +162,10 @@ def _tonight(manifest: Manifest, columns: Columns, job: JobSpec) -> Iterator[pa.
 
 def _undone(output: Output, store: Store, there: list[int]) -> set[int]:
     """Rows with changed images that the newest start had planned, and did not come to."""
-    if not there:
+    if not there or not read_generation(store, there[-1]).counts.get("changed"):
         return set()
     last = open_selection(store, there[-1])
     changed = set(last.rows_of(Kind.CHANGED))
-    if not changed:
-        return set()
     done = output.view().patched(last.generation.epoch)
     for rows in () if done is None else done.rows:
         changed.difference_update(range(rows.first, rows.stop))

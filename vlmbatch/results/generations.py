@@ -11,6 +11,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from vlmbatch.errors import RunStopped
 from vlmbatch.intervals import Intervals
 from vlmbatch.records import Range
-from vlmbatch.results.store import GENERATIONS, Store
+from vlmbatch.results.store import FOOTER_BYTES, GENERATIONS, Store
 
 _NAME = re.compile(r"(\d{4,})\.arrow")
 _META = b"vlmbatch"
@@ -107,12 +108,9 @@ class Selection:
     """A generation as it is read: its file stays mapped, and little of it is in memory."""
 
     def __init__(self, source: pa.NativeFile) -> None:
-        self._reader = pa.ipc.open_file(source)
-        meta = json.loads(self._reader.schema.metadata[_META])
-        self.generation = Generation.from_json(meta)
-        self._batches = [
-            self._reader.get_batch(index) for index in range(self._reader.num_record_batches)
-        ]
+        reader = pa.ipc.open_file(source)
+        self.generation = _said_by(reader)
+        self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self._firsts = [batch["row"][0].as_py() for batch in self._batches]
 
     def batches(self) -> list[pa.RecordBatch]:
@@ -195,14 +193,29 @@ def write_generation(path: Path, generation: Generation, batches: Iterator[pa.Re
 
 def open_selection(store: Store, number: int) -> Selection:
     """Raises RunStopped where that generation is not there, or is no such file."""
-    name = name_of(number)
+    with _reading(store, number):
+        return Selection(store.whole(name_of(number)))
+
+
+def read_generation(store: Store, number: int) -> Generation:
+    """What the file says of itself; its rows are not read. Raises RunStopped."""
+    with _reading(store, number), store.ranged(name_of(number), block=FOOTER_BYTES) as file:
+        return _said_by(pa.ipc.open_file(file))
+
+
+@contextmanager
+def _reading(store: Store, number: int) -> Iterator[None]:
     try:
-        return Selection(store.whole(name))
+        yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RunStopped(
-            f"cannot read {store.at(name)}: {error}",
+            f"cannot read {store.at(name_of(number))}: {error}",
             hint="run the same command again: it looks anew at what is answered",
         ) from None
+
+
+def _said_by(reader: pa.RecordBatchFileReader) -> Generation:
+    return Generation.from_json(json.loads(reader.schema.metadata[_META]))
 
 
 def name_of(number: int) -> str:
