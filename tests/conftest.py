@@ -29,8 +29,9 @@ os.environ.update(
 )
 
 # No deadline: two test processes share two cores with what the tests start.
-hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+PATIENT = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("local", **PATIENT)
+hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True, **PATIENT)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 

@@ -33,14 +33,13 @@ PYTHON = [sys.executable, "-m", "vlmbatch"]
 
 
 def night(folder: Path, name: str, rows: int, missing: int = 0) -> Path:
-    """An output ``name`` of so many rows, begun in a second of its own."""
+    """An output ``name`` of so many rows."""
     (folder / "there.png").write_bytes(picture())
     images = ["gone.png" if i < missing else "there.png" for i in range(rows)]
     manifest = write_manifest(folder / f"{name}.parquet", {"image": images})
     out = folder / "nights" / name
     ended = vlmbatch("run", manifest, "-t", "caption", "-o", out, *echo(), "--max-failure-rate=1")
     assert ended.exit_code == 0, ended
-    until(lambda: now() != run_json(out)["created"], "the next second")
     return out
 
 
@@ -127,9 +126,9 @@ def test_a_status_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_outputs_is_a_line_each_by_time_with_its_trend(tmp_path: Path) -> None:
-    night(tmp_path, "z-first", 40)
-    night(tmp_path, "m-second", 50, missing=1)
-    night(tmp_path, "a-third", 50, missing=2)
+    for name, rows, missing in (("z-first", 40, 0), ("m-second", 50, 1), ("a-third", 50, 2)):
+        created = run_json(night(tmp_path, name, rows, missing))["created"]
+        until(lambda before=created: now() != before, "the next second")
     nights = tmp_path / "nights"
     (nights / "no run").mkdir()
     (nights / "a file").write_text("x")
