@@ -6,6 +6,7 @@ for every process that a test starts.
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -13,6 +14,7 @@ import pytest
 pytest.register_assert_rewrite("tests.harness")
 
 from tests.s3 import rclone_server, s3_server  # noqa: E402, F401 - fixtures for every test
+from vlmbatch import placeholders  # noqa: E402
 
 HOME = tempfile.TemporaryDirectory(prefix="vlmbatch-tests-", ignore_cleanup_errors=True)
 
@@ -27,9 +29,17 @@ os.environ.update(
 )
 
 # No deadline: two test processes share two cores with what the tests start.
-hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+PATIENT = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("local", **PATIENT)
+hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True, **PATIENT)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_hidden() -> Iterator[None]:
+    """What one test's job spec hides, the messages of the next one may say."""
+    yield
+    placeholders._hidden.clear()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

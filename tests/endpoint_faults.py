@@ -7,7 +7,6 @@ kept, so that tests count instead of measuring time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http.client
 import json
 import random
@@ -110,9 +109,10 @@ class FakeEndpoint:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._open: set[asyncio.StreamWriter] = set()
-        with contextlib.closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self._place = socket.socket()  # holds the port, also while nobody listens there
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port: int = self._place.getsockname()[1]
 
     @property
     def url(self) -> str:
@@ -128,10 +128,13 @@ class FakeEndpoint:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._place.close()
 
     def up(self) -> None:
         async def start() -> None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(
+                self._serve, "127.0.0.1", self.port, reuse_port=True
+            )
 
         asyncio.run_coroutine_threadsafe(start(), self._loop).result()
 

@@ -28,7 +28,12 @@ OURS = "__vlmbatch"
 _SHARD = re.compile(r"([0-9a-f]+)-(\d+)-(\d+)-(\d+)(-patch)?\.arrow")
 
 
-def until(condition: Callable[[], Any], what: str, *, seconds: float = 60.0) -> Any:
+PATIENCE = 200.0
+"""Seconds after which what should have happened never will; generous, for slow machines under load.
+Below pytest's own timeout (pyproject.toml), which says less."""
+
+
+def until(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> Any:
     """Look every few milliseconds until the condition holds; its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -88,8 +93,12 @@ def quiz(folder: Path, rows: int, *, row_group: int = 100) -> Quiz:
 
 
 def echo(**args: Any) -> list[str]:
-    """Options for the echo engine with these arguments."""
-    return ["--engine", "echo", *(f"--engine-arg={key}={value}" for key, value in args.items())]
+    """Options for the echo engine with these arguments; rows may be a range or a set."""
+    said = {
+        key: ",".join(map(str, value)) if isinstance(value, range | set) else value
+        for key, value in args.items()
+    }
+    return ["--engine", "echo", *(f"--engine-arg={key}={value}" for key, value in said.items())]
 
 
 # the command line
@@ -123,15 +132,27 @@ def vlmbatch(*args: str | Path) -> Finished:
 
 
 class Command:
-    """The command in a process of its own, leader of a process group; ended with the block."""
+    """The command in a process of its own, leader of a process group; ended with the block.
 
-    def __init__(self, *args: str | Path, folder: Path | None = None) -> None:
-        words = [sys.executable, "-m", "vlmbatch", *map(str, args)]
-        pipe = subprocess.PIPE
+    ``program``: what Python runs in the place of ``-m vlmbatch``."""
+
+    def __init__(
+        self,
+        *args: str | Path,
+        folder: Path | None = None,
+        program: Sequence[str] = ("-m", "vlmbatch"),
+    ) -> None:
         self._process = subprocess.Popen(
-            words, cwd=folder, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, process_group=0
+            [sys.executable, *program, *map(str, args)],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+            bufsize=0,  # so that nothing is lost between `read_until` and `wait`
         )
         self.pid = self._process.pid
+        self._read = {"stdout": b"", "stderr": b""}
 
     def __enter__(self) -> Command:
         return self
@@ -149,12 +170,23 @@ class Command:
         if self.is_running:
             (os.killpg if group else os.kill)(self.pid, number)
 
-    def wait(self, seconds: float = 120.0) -> Finished:
+    def read_until(self, text: str, *, stream: Literal["stdout", "stderr"] = "stderr") -> None:
+        """Until a line with this text has come; ``wait`` has all lines."""
+        for line in getattr(self._process, stream):
+            self._read[stream] += line
+            if text in line.decode():
+                return
+        raise AssertionError(f"it never said {text!r} on {stream}: {self.wait()}")
+
+    def wait(self, seconds: float = PATIENCE) -> Finished:
         stdout, stderr = self._process.communicate(timeout=seconds)
+        stdout, stderr = self._read["stdout"] + stdout, self._read["stderr"] + stderr
         return Finished(self._process.returncode, stdout.decode(), stderr.decode())
 
 
-def run_command(*args: str | Path, folder: Path | None = None, seconds: float = 120.0) -> Finished:
+def run_command(
+    *args: str | Path, folder: Path | None = None, seconds: float = PATIENCE
+) -> Finished:
     """The command in a process of its own, run to its end."""
     with Command(*args, folder=folder) as command:
         return command.wait(seconds)
@@ -367,6 +399,17 @@ class KillPoint:
     workers: int
 
     @property
+    def hang_after(self) -> int:
+        """Answers after which an engine waits for the kill, however late that comes: a little
+        later, so that the kill finds it at work."""
+        return self.after + 20
+
+    @property
+    def most(self) -> int:
+        """Answers that the start gives at most."""
+        return self.workers * self.hang_after
+
+    @property
     def allowed(self) -> int:
         """Rows that this kill may cost at most: a worker holds two ranges."""
         return 2 * self.checkpoint_rows * (1 if self.kind == "worker" else self.workers)
@@ -428,6 +471,8 @@ class KillRun:
         self.quiz = questions
         self.output = folder / "out"
         self.log = EchoLog(folder / "echo.log")
+        self.go_on = folder / "go-on"
+        """The file that ends what ``hang_after`` brings about."""
         self.executor = executor
         self.report = KillReport(executor, questions.rows)
         self._starts: list[tuple[int, set[int]]] = []
@@ -440,16 +485,21 @@ class KillRun:
             "--json",
         ]
 
-    def start(self, checkpoint_rows: int = 16, workers: int = 1) -> Command:
-        """The run in a process, from what is committed."""
+    def start(
+        self, checkpoint_rows: int = 16, workers: int = 1, *more: str, hang_after: int | None = None
+    ) -> Command:
+        """The run in a process, from what is committed; it cannot outrun the test where its
+        engines hang after so many answers."""
         self._starts.append((len(self.log), self._committed()))
         sizes = [f"--checkpoint-rows={checkpoint_rows}", f"--workers={workers}"]
-        return Command("run", *self._options, *sizes)
+        hang = echo(hang_after=hang_after, hang_until=self.go_on) if hang_after else []
+        return Command("run", *self._options, *sizes, *hang, *more)
 
     def kill(self, point: KillPoint) -> None:
         """A start that ends with the driver killed, alone or with its group."""
         before = len(self.log)
-        with self.start(point.checkpoint_rows, point.workers) as command:
+        sizes = (point.checkpoint_rows, point.workers)
+        with self.start(*sizes, hang_after=point.hang_after) as command:
             until(lambda: len(self.log) >= before + point.after, f"{point.after} answers")
             self.kill_driver(command, group=point.kind == "group")
         self.report.allowed += point.allowed
@@ -463,7 +513,7 @@ class KillRun:
         command.signal(signal.SIGKILL, group=group)
         assert command.wait().exit_code == -signal.SIGKILL
         family |= {line.pid for line in self.log.lines()[before:]}
-        until(lambda: not any(map(is_alive, family)), "its processes are gone", seconds=15)
+        until(lambda: not any(map(is_alive, family)), "its processes are gone")
         self.report.kills += 1
         answered = {line.row for line in self.log.lines()[before:]}
         self.report.uncommitted += len(answered - self._committed())

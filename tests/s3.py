@@ -24,7 +24,7 @@ import pytest
 
 KEY = "vlmbatch-tests"  # rclone takes none of two letters
 SECRET = "vlmbatch-tests-secret"
-WAIT = 60.0
+WAIT = 200.0
 """Seconds until a server must be ready; it takes 1 to 5."""
 
 

@@ -84,7 +84,14 @@ class Slow:
     seconds: float = 0.1
 
 
-Fault = Error | Reset | Short | Stall | LostAnswer | Slow
+@dataclass(frozen=True)
+class Together:
+    """The request waits until so many are in flight, or have been; not for ever."""
+
+    count: int
+
+
+Fault = Error | Reset | Short | Stall | LostAnswer | Slow | Together
 Rule = Callable[[Request], Fault | None]
 
 SLOW_DOWN = Error()
@@ -260,6 +267,10 @@ class FaultProxy(S3Endpoint):
                     return True
                 case Slow(seconds):
                     await asyncio.sleep(seconds)
+                case Together(count):
+                    until = self._loop.time() + _FOR_EVER
+                    while self.most_in_flight < count and self._loop.time() < until:
+                        await asyncio.sleep(0.01)
             await upstream.send(head, body)
             return await self._answer(exchange, reader, writer, upstream)
         finally:
@@ -351,6 +362,7 @@ class _Upstream:
 
 _END = b"\r\n\r\n"
 _LIMIT = 1 << 20
+_FOR_EVER = 100.0
 
 
 def _parse(head: bytes, number: int) -> Request:

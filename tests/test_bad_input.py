@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.bad_images import broken_page, make_images
+from tests.harness import PATIENCE
 from vlmbatch.cli import main
 from vlmbatch.records import Range, Result
 from vlmbatch.results.files import write_part
@@ -61,7 +62,7 @@ def vlmbatch(
         env={key: value for key, value in changed.items() if value is not None},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=100,
+        timeout=PATIENCE,
     )
     ended = Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
     assert "Traceback" not in ended.stdout + ended.stderr, str(ended)

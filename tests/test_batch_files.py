@@ -6,10 +6,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import random
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -482,36 +486,67 @@ def test_a_killed_import_loses_and_doubles_nothing(tmp_path: Path) -> None:
     output = prepared(tmp_path, asked, "--checkpoint-rows=2", "--part-rows=50")
     requests = exported(output, tmp_path / "requests")
     lines = list(map(right, requests))
-    random.Random(5).shuffle(lines)
-    file = write_lines(tmp_path / "results.jsonl", lines)
+    first, rest = lines[:300], lines[300:]
+    random.Random(5).shuffle(first)
+    file = write_lines(tmp_path / "results.jsonl", first)
+    pipe = tmp_path / "rest.jsonl"
+    os.mkfifo(pipe)  # read once, and at the second reading nothing comes: it waits for the kill
+    after = len({CustomId.parse(line["custom_id"]).row for line in first}) - 1
     chance = random.Random(8)
-    cut = 0
-    for _ in range(4):
+    for _ in range(3):
         before = len(committed_rows(output))
-        with Command("import-batch", output, file) as command:
-            while command.is_running and len(committed_rows(output)) == before:
-                pass
+        with Command("import-batch", output, file, pipe) as command:
+            write_lines(pipe, rest)
+            until(lambda n=before: len(committed_rows(output)) > min(n, after - 2), "a commit")
             time.sleep(chance.uniform(0, 0.2))
-            cut += command.is_running
+            assert command.is_running, command.wait()
             command.signal(signal.SIGKILL)
-    assert cut
-    summary = imported(output, file)
+    pipe.unlink()
+    summary = imported(output, file, write_lines(pipe, rest))
     assert summary["ok"] + summary["skipped"] == 300
     table = assert_whole(output, asked.answers, ids=asked.ids)
     assert table["attempts"].to_pylist() == [1] * table.num_rows
 
 
+@contextmanager
+def late_picture(wanted: threading.Event) -> Iterator[str]:
+    """The address of a picture that nobody gets before it is wanted."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted.wait()
+            with suppress(OSError):  # who asked may be dead
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(picture())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/late.png"
+        finally:
+            wanted.set()
+            server.shutdown()
+
+
 def test_a_killed_export_leaves_no_file_that_could_be_sent(tmp_path: Path) -> None:
-    asked = quiz(tmp_path, 500)
-    output = prepared(tmp_path, asked)
-    folder = tmp_path / "requests"
-    with Command("export", output, folder, "--to", "openai-batch") as command:
-        until(lambda: list(folder.glob("*.tmp")), "the export has begun")
-        assert command.is_running
-        command.signal(signal.SIGKILL)
-        command.wait()
-    assert [path.name for path in folder.iterdir()] == ["requests-00000.jsonl.tmp"]
-    requests = exported(output, folder)
+    asked = quiz(tmp_path, 100)
+    folder, wanted = tmp_path / "requests", threading.Event()
+    (tmp_path / "here.png").write_bytes(picture())
+    with late_picture(wanted) as address:
+        columns = pq.read_table(asked.path).to_pydict()
+        write_manifest(asked.path, {**columns, "image": [*["here.png"] * 99, address]})
+        output = prepared(tmp_path, asked, "--allow-private-hosts")
+        with Command("export", output, folder, "--to", "openai-batch") as command:
+            until(lambda: list(folder.glob("*.tmp")), "the export has begun")
+            assert command.is_running, command.wait()
+            command.signal(signal.SIGKILL)
+            command.wait()
+        assert [path.name for path in folder.iterdir()] == ["requests-00000.jsonl.tmp"]
+        wanted.set()
+        requests = exported(output, folder)
     assert len(requests) == sum(map(len, asked.answers))
     assert [path.name for path in folder.iterdir()] == ["requests-00000.jsonl"]
 

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.harness import until, write_manifest
+from tests.harness import PATIENCE, until, write_manifest
 from vlmbatch.environments import Environment, facts_of, key_of
 from vlmbatch.errors import RunStopped
 
@@ -60,7 +60,7 @@ class Index:
         body = self.wheels.get(file)
         if body is not None:
             self.asked.append(file)
-            self.open.wait(60)
+            self.open.wait(PATIENCE)
         else:
             ours = package.replace("-", "_")
             files = [name for name in self.wheels if name.startswith(f"{ours}-")]
@@ -248,7 +248,7 @@ def test_of_two_processes_at_once_one_builds_and_the_other_waits_and_says_so(
         until(lambda: any("waiting" in one.said for one in both), "one waits")
         until(lambda: index.asked, "pip wants its wheel")
         index.open.set()
-        assert [one.process.wait(60) for one in both] == [0, 0], (first.said, second.said)
+        assert [one.process.wait(PATIENCE) for one in both] == [0, 0], (first.said, second.said)
     assert index.asked == ["aab-2.0-py3-none-any.whl"]
     assert sorted("building an environment" in one.said for one in both) == [False, True]
     python, said = build("aab")
@@ -272,7 +272,7 @@ def test_a_build_that_was_killed_is_done_anew_after_what_is_left_of_it_has_ended
             second.until("waiting")
             assert len(index.asked) == 1
             index.open.set()
-            assert second.process.wait(60) == 0, second.said
+            assert second.process.wait(PATIENCE) == 0, second.said
     assert len(index.asked) == 2
     assert not (folder / "left behind").exists()
     python, said = build("aab")

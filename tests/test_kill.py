@@ -6,7 +6,6 @@ The moments are seeded; the short form has a few of each kind, the long form (``
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ from tests.harness import (
     vlmbatch,
 )
 
-SHORT, LONG = 4, 25
+SHORT, LONG = 3, 25
 REPORTS: list[KillReport] = []
 
 
@@ -54,15 +53,19 @@ def kill_and_finish(
 ) -> None:
     """Every moment, one after another, on one output; then the run ends by itself."""
     points = kill_points(kind, count, seed=seed, answers=answers)
-    total = sum(point.after for point in points)
-    run = KillRun(folder, quiz(folder, total + 30 * count + 50), executor=executor)
+    longest = max(point.hang_after for point in points)
+    most = count * longest if kind == "worker" else sum(point.most for point in points)
+    rows = 3 * most // 4 + 50  # three rows have four answers
+    run = KillRun(folder, quiz(folder, rows), executor=executor)
     run.report.name = f"{kind}, {executor}"
     REPORTS.append(run.report)
     if kind == "worker":
-        with run.start(points[0].checkpoint_rows, points[0].workers) as command:
+        sizes = (points[0].checkpoint_rows, points[0].workers)
+        with run.start(*sizes, hang_after=longest) as command:
             for point in points:
                 run.kill_worker(command, point)
-            ended = command.wait(seconds=300)
+            run.go_on.touch()
+            ended = command.wait(seconds=500)
     else:
         for point in points:
             run.kill(point)
@@ -92,7 +95,7 @@ def test_nothing_is_lost_or_doubled_when_killed_25_times(
 def kill_while_gathering(run: KillRun) -> bool:
     """SIGKILL when the next part appears. Whether it came before the part's shards were deleted."""
     there = len(parts(run.output))
-    with run.start(checkpoint_rows=1) as command:
+    with run.start(checkpoint_rows=1, hang_after=60) as command:  # 32 rows have 43 answers
         while command.is_running and len(parts(run.output)) == there:
             pass  # no pause: the moment is short
         run.kill_driver(command)
@@ -107,9 +110,9 @@ def first_row(shard: Path) -> int:
 
 
 def test_killed_between_writing_a_part_and_deleting_its_shards(tmp_path: Path) -> None:
-    """Parts of many shards: deleting them takes long enough to be hit."""
-    run = KillRun(tmp_path, quiz(tmp_path, 320), part_rows=32, delay=0.001)
-    assert any(kill_while_gathering(run) for _ in range(6))
+    """Parts of many shards: deleting them takes long enough to be hit, if not at once."""
+    run = KillRun(tmp_path, quiz(tmp_path, 32 * 30), part_rows=32, delay=0.001)
+    assert any(kill_while_gathering(run) for _ in range(20))
     assert run.finish().exit_code == 0
     run.assert_kept()
 
@@ -128,24 +131,19 @@ def test_killed_25_times_between_writing_a_part_and_deleting_its_shards(tmp_path
 
 def test_shards_whose_part_is_written_already_do_no_harm(tmp_path: Path) -> None:
     """The same moment, made by putting deleted shards back."""
-    run = KillRun(tmp_path, quiz(tmp_path, 120), part_rows=40, delay=0.02)
+    run = KillRun(tmp_path, quiz(tmp_path, 120), part_rows=40, delay=0.001)
     aside = tmp_path / "aside"
     aside.mkdir()
-
-    def part_appears() -> bool:
+    hang = echo(hang_rows="39", hang_until=run.go_on)  # the last one of the first part
+    with run.start(4, 1, "--limit=40", *hang) as command:
+        until(lambda: len(shards(run.output)) == 9, "all others of the part are committed")
         for shard in shards(run.output):
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                os.link(shard, aside / shard.name)
-        return bool(parts(run.output))
-
-    with run.start(checkpoint_rows=4) as command:
-        until(part_appears, "a part")
-        run.kill_driver(command)
-    back = [shard for shard in aside.iterdir() if first_row(shard) < 40]
-    assert len(back) >= 5
-    for shard in back:
+            os.link(shard, aside / shard.name)
+        run.go_on.touch()
+        assert command.wait().exit_code == 0
+    assert len(parts(run.output)) == 1
+    for shard in aside.iterdir():
         shard.replace(run.output / OURS / "shards" / shard.name)
-    run.report.allowed += KillPoint("driver", 0, 4, 1).allowed
     assert vlmbatch("status", run.output, "--json").json["done"] == len(committed_rows(run.output))
     ended = run.finish()
     assert ended.exit_code == 0, ended

@@ -36,6 +36,7 @@ class Remote:
         self.output = f"s3://{self.bucket}/runs/out"
         self.quiz = quiz(folder, ROWS)
         self.log = EchoLog(folder / "echo.log")
+        self.go_on = folder / "go-on"
         self._copy = folder / "copy"
 
     def words(self, *more: str, **engine) -> list[str]:
@@ -126,7 +127,7 @@ def test_a_killed_run_goes_on_where_it_was(remote):
     committed: list[tuple[int, set[int]]] = []
     for answers in (150, 60):
         before = len(remote.log)
-        with Command(*remote.words()) as command:
+        with Command(*remote.words(hang_after=answers + 20)) as command:
             until(lambda n=before + answers: len(remote.log) >= n, "more answers")
             command.signal(signal.SIGKILL, group=True)
             command.wait()
@@ -143,14 +144,16 @@ def test_a_killed_run_goes_on_where_it_was(remote):
 
 
 def test_a_second_run_is_refused_while_status_says_how_it_goes(remote):
-    with Command(*remote.words(delay=0.1)) as command:
-        until(lambda: len(remote.log) >= 40, "answers")
+    with Command(*remote.words(hang_after=40, hang_until=remote.go_on)) as command:
+        until(lambda: len(remote.log) == 40, "answers")
         status = vlmbatch("status", remote.output, "--json").json
         assert status["state"] == "running", status
         second = vlmbatch(*remote.words())
         assert second.exit_code == 1
         assert f"another run holds {remote.output} (pid {command.pid} on " in second.stderr
         command.signal(signal.SIGINT)
+        command.read_until("stopping")
+        remote.go_on.touch()
         assert command.wait().exit_code == 130
     assert vlmbatch("status", remote.output, "--json").json["state"] == "interrupted"
     assert vlmbatch(*remote.words()).exit_code == 0
@@ -170,9 +173,10 @@ def test_lost_acknowledgements_double_nothing(s3_server, remote):
 @pytest.mark.slow  # tests/test_s3_runs.py has the short form
 def test_expired_credentials_stop_the_run_and_renewed_ones_go_on(s3_server, remote):
     with FaultProxy(s3_server) as proxy, proxy.in_environment():
-        with Command(*remote.words(delay=0.05)) as command:
+        with Command(*remote.words(hang_after=60, hang_until=remote.go_on)) as command:
             until(lambda: len(remote.shards()) >= 2, "commits")
             proxy.rule = from_request(0, EXPIRED)
+            remote.go_on.touch()
             stopped = command.wait()
         assert stopped.exit_code == 1, stopped
         assert f"credentials for s3://{remote.bucket} are missing, wrong or exp" in stopped.stderr

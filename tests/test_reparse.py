@@ -181,17 +181,38 @@ def _forget(output: Path) -> None:
         pq.write_table(table.replace_schema_metadata(meta), part)
 
 
+HANGS = """
+import signal
+from dataclasses import replace
+from vlmbatch.families import entry_named
+
+GENERIC = entry_named("generic")
+
+class Hangs(type(GENERIC.make({}))):
+    def read_boxes(self, kind, text, labels, image):
+        if "hang here" in text:
+            signal.pause()
+        return super().read_boxes(kind, text, labels, image)
+
+ENTRY = replace(GENERIC, name="hangs", make=lambda config: Hangs())
+"""
+"""Reads as generic does, but for one answer, at which it waits to be killed."""
+
+
 def test_a_reparse_that_was_killed_is_ended_by_another_one(tmp_path: Path) -> None:
-    rows = 6000
+    rows = 300
     answers = [ANSWER] * rows
+    answers[190] = f"{ANSWER} hang here"
     columns = {"image": [picture(WIDTH, HEIGHT)] * rows, "answer": answers}
-    manifest = write_manifest(tmp_path / "m.parquet", columns, row_group=1000)
+    manifest = write_manifest(tmp_path / "m.parquet", columns)
     words = ["run", manifest, "-t", "detect", "--labels=cat", *echo(reply_from="answer")]
-    words += ["-o", tmp_path / "out", "--part-rows=500"]
+    words += ["-o", tmp_path / "out", "--part-rows=30"]
     output = tmp_path / "out"
     assert vlmbatch(*words).exit_code == 0
+    (tmp_path / "hangs.py").write_text(HANGS)
     first = os.stat(parts(output)[2]).st_mtime_ns
-    with Command("reparse", output, "--box-space", "0-1000-yxyx") as command:
+    how = ["--box-space", "0-1000-yxyx", "--family"]
+    with Command("reparse", output, *how, tmp_path / "hangs.py") as command:
         until(lambda: os.stat(parts(output)[2]).st_mtime_ns != first, "the third part is new")
         command.signal(signal.SIGKILL)
         assert command.wait().exit_code == -signal.SIGKILL
@@ -201,7 +222,7 @@ def test_a_reparse_that_was_killed_is_ended_by_another_one(tmp_path: Path) -> No
     for refused in (vlmbatch(*words), vlmbatch("retry", output)):
         assert refused.exit_code == 2
         assert f"vlmbatch reparse {output}" in refused.stderr
-    assert vlmbatch("reparse", output).exit_code == 0
+    assert vlmbatch("reparse", output, *how, "generic").exit_code == 0
     assert {row["boxes"][0]["x1"] for row in read_results(output).to_pylist()} == {200.0}
     assert run_json(output)["rereading"] is False
     assert vlmbatch(*words).exit_code == 0

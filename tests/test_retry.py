@@ -17,6 +17,7 @@ from tests.harness import (
     assert_adds_up,
     assert_whole,
     echo,
+    is_alive,
     leftovers,
     parts,
     picture,
@@ -181,13 +182,14 @@ def test_a_killed_retry_keeps_what_it_committed(tmp_path: Path, then: str) -> No
     before = album.records()
     album.add(missing)
     first = len(album.log)
-    slow = ["--engine-arg=delay=0.05", "--engine-arg=capacity=4", "--checkpoint-rows=6"]
-    with Command("retry", album.output, *slow) as command:
+    slow = ["--engine-arg=delay=0.01", "--engine-arg=capacity=4", "--checkpoint-rows=6"]
+    with Command("retry", album.output, *slow, "--engine-arg=hang_after=60") as command:
+        until(lambda: shards(album.output), "a commit")
         until(lambda: len(album.log) >= first + 30, "30 answers")
         command.signal(signal.SIGKILL)
         command.wait()
     pids = {line.pid for line in album.log.lines()}
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "its worker is gone")
+    until(lambda: not any(map(is_alive, pids)), "its worker is gone")
     status = vlmbatch("status", album.output, "--json").json
     assert 0 < status["failed"] < 45
     assert (status["state"], status["done"], status["requests"]) == ("killed", 90, 180)
@@ -213,10 +215,12 @@ def test_a_retry_outlives_its_worker(tmp_path: Path) -> None:
     assert album.run().exit_code == 0
     album.add(album.missing)
     first = len(album.log)
-    slow = ["--engine-arg=delay=0.05", "--engine-arg=capacity=4", "--checkpoint-rows=5"]
-    with Command("retry", album.output, *slow, "--json") as command:
+    slow = ["--engine-arg=delay=0.01", "--engine-arg=capacity=4", "--checkpoint-rows=5"]
+    hang = ["--engine-arg=hang_after=30", f"--engine-arg=hang_until={tmp_path}/go-on"]
+    with Command("retry", album.output, *slow, *hang, "--json") as command:
         until(lambda: len(album.log) >= first + 16, "16 answers")
         os.kill(album.log.lines()[-1].pid, signal.SIGKILL)
+        (tmp_path / "go-on").touch()
         ended = command.wait()
     assert ended.exit_code == 0, ended
     assert_adds_up(ended.json)
@@ -225,14 +229,18 @@ def test_a_retry_outlives_its_worker(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_output_is_retried_and_then_finished(tmp_path: Path) -> None:
-    album = Album(tmp_path, 80, missing={1, 2, 19})
-    slow = ["--engine-arg=delay=0.05", "--engine-arg=capacity=8", "--checkpoint-rows=6"]
-    with Command(*album.words(*slow)) as command:
-        until(lambda: len(album.log) >= 80, "80 answers")
+    album = Album(tmp_path, 160, missing={1, 2, 19})
+    slow = ["--engine-arg=delay=0.01", "--engine-arg=capacity=1", "--checkpoint-rows=6"]
+    hang = ["--engine-arg=hang_after=80", f"--engine-arg=hang_until={tmp_path}/go-on"]
+    with Command(*album.words(*slow, *hang)) as command:
+        until(lambda: len(album.log) == 80, "80 answers")
         command.signal(signal.SIGTERM)
+        command.read_until("stopping")
+        (tmp_path / "go-on").touch()
         interrupted = command.wait()
     assert interrupted.exit_code == 130, interrupted
     done = interrupted.json["ok"] + interrupted.json["failed"]
+    assert done < 160
     assert interrupted.json["failed"] == 3
     album.add({1, 19})
     ended, asked = album.retry()

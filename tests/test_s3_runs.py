@@ -90,23 +90,20 @@ class S3Run(KillRun):
 
     _numbers = itertools.count(1)
 
-    def __init__(
-        self, folder: Path, pictures: Pictures, rows: int = SHORT, *, delay: float = 0.01
-    ) -> None:
+    def __init__(self, folder: Path, pictures: Pictures, rows: int = SHORT) -> None:
         self.server = pictures.server
         self.prefix = f"{pictures.bucket}/out-{next(self._numbers)}"
         self.place = f"s3://{self.prefix}"
         super().__init__(folder, Quiz(folder / "quiz.parquet", rows))
-        self.manifest = pictures.write_manifest(self.quiz)
-        self.answer_within(delay)
-
-    def answer_within(self, delay: float) -> None:
-        """How long the engine takes for a request, in seconds, from the next start on."""
         self._options = [
-            *(self.manifest, "-t", "vqa", f"--output={self.place}"),
-            *echo(reply_from="answers", log=self.log.path, delay=delay, capacity=4),
+            *(pictures.write_manifest(self.quiz), "-t", "vqa", f"--output={self.place}"),
+            *echo(reply_from="answers", log=self.log.path, delay=0.01, capacity=4),
             *("--part-rows=64", "--executor=local", "--json"),
         ]
+
+    def shards(self) -> list[str]:
+        found: list[str] = self.server.fs().find(f"{self.prefix}/{OURS}/shards")
+        return found
 
     def fetch_output(self) -> Path:
         """The output as it is now, beside the proxy; shards before the parts that they may go into
@@ -142,13 +139,16 @@ class S3Run(KillRun):
 
 
 def kill_and_finish(run: S3Run, kind: Kind, *, count: int, seed: int) -> None:
-    answers = 2 * sum(map(len, run.quiz.answers)) // 3 // count
+    answers = sum(map(len, run.quiz.answers)) // 2 // count - 30  # 2 workers; see KillPoint.most
     points = kill_points(kind, count, seed=seed, answers=answers)
     if kind == "worker":
-        with run.start(points[0].checkpoint_rows, points[0].workers) as command:
+        longest = max(point.hang_after for point in points)
+        sizes = (points[0].checkpoint_rows, points[0].workers)
+        with run.start(*sizes, hang_after=longest) as command:
             for point in points:
                 run.kill_worker(command, point)
-            ended = command.wait(seconds=300)
+            run.go_on.touch()
+            ended = command.wait(seconds=500)
         assert ended.json["worker_deaths"] == count
     else:
         for point in points:
@@ -219,9 +219,11 @@ def test_expired_credentials_stop_the_run_and_renewed_ones_go_on(
 ) -> None:
     run = S3Run(tmp_path, pictures)
     with FaultProxy(pictures.server) as proxy, proxy.in_environment():
-        with run.start(checkpoint_rows=8) as command:
+        with run.start(checkpoint_rows=8, hang_after=60) as command:
+            until(lambda: run.shards(), "a commit")
             until(lambda: len(run.log) >= 60, "60 answers")
             proxy.rule = lambda _request: expired
+            run.go_on.touch()
             stopped = command.wait()
         assert stopped.exit_code == 1, stopped
         assert "expired" in stopped.stderr, stopped
@@ -260,16 +262,17 @@ def test_an_image_that_is_refused_is_a_failed_row_and_no_reason_to_stop(
 
 @pytest.mark.slow  # tests/test_object_outputs.py has the short form
 def test_the_second_of_two_runs_stops(tmp_path: Path, pictures: Pictures) -> None:
-    run = S3Run(tmp_path, pictures, delay=1.0)
+    run = S3Run(tmp_path, pictures)
     with pictures.server.in_environment():
-        with run.start() as first:
-            until(lambda: len(run.log) >= 8, "8 answers")
+        with run.start(hang_after=8) as first:
+            until(lambda: len(run.log) == 8, "8 answers")
             second = vlmbatch("run", *run._options)
             first.signal(signal.SIGINT)
+            first.read_until("stopping")
+            run.go_on.touch()
             assert first.wait().exit_code == 130
         assert second.exit_code == 1, second
         assert f"another run holds {run.place}" in second.stderr
-        run.answer_within(0.001)
         ended = run.finish()
     assert ended.exit_code == 0, ended
     assert_adds_up(ended.json)

@@ -251,13 +251,13 @@ def test_attempts_of_a_retry_add_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "capacity", "least", "most"), [(240, 2, 0.0, 0.35), (80, 100, 1.0, 1.0)]
+    ("rows", "capacity", "least", "most"), [(120, 2, 0.0, 0.5), (80, 100, 1.0, 1.0)]
 )
 def test_the_summary_says_how_long_the_engine_starved(
     tmp_path: Path, rows: int, capacity: int, least: float, most: float
 ) -> None:
     """An engine that takes two at once has always enough; one that takes 100 never gets that."""
-    ended = ask(tmp_path, ["a"] * rows, delay=0.01, capacity=capacity)
+    ended = ask(tmp_path, ["a"] * rows, delay=0.03, capacity=capacity)
     assert ended.exit_code == 0, ended
     assert least <= ended.json["engine_starved"] <= most, ended
     status = json.loads((tmp_path / "out" / OURS / "status.json").read_text())

@@ -17,7 +17,16 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.harness import assert_whole, echo, picture, quiz, until, vlmbatch, write_manifest
+from tests.harness import (
+    PATIENCE,
+    assert_whole,
+    echo,
+    picture,
+    quiz,
+    until,
+    vlmbatch,
+    write_manifest,
+)
 from vlmbatch.job import spec_from
 from vlmbatch.schedule import TARGETS
 
@@ -112,7 +121,7 @@ def run_line(command: str) -> subprocess.CompletedProcess[str]:
         env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", **kept},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
     )
 
 
@@ -341,7 +350,7 @@ def test_the_batch_script_starts_ray_and_then_the_job(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=2 * PATIENCE,
         start_new_session=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr

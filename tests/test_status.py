@@ -16,6 +16,7 @@ import pytest
 
 from tests.harness import (
     OURS,
+    PATIENCE,
     Command,
     echo,
     picture,
@@ -32,14 +33,13 @@ PYTHON = [sys.executable, "-m", "vlmbatch"]
 
 
 def night(folder: Path, name: str, rows: int, missing: int = 0) -> Path:
-    """An output ``name`` of so many rows, begun in a second of its own."""
+    """An output ``name`` of so many rows."""
     (folder / "there.png").write_bytes(picture())
     images = ["gone.png" if i < missing else "there.png" for i in range(rows)]
     manifest = write_manifest(folder / f"{name}.parquet", {"image": images})
     out = folder / "nights" / name
     ended = vlmbatch("run", manifest, "-t", "caption", "-o", out, *echo(), "--max-failure-rate=1")
     assert ended.exit_code == 0, ended
-    until(lambda: now() != run_json(out)["created"], "the next second")
     return out
 
 
@@ -50,10 +50,11 @@ def status(output: Path, *more: str) -> dict[str, object]:
     return found
 
 
-def slow(folder: Path, rows: int = 60, delay: float = 0.05) -> list[str]:
-    made = quiz(folder, rows)
-    words = ["run", *made.options, *echo(delay=delay, capacity=1), "--checkpoint-rows=2"]
-    return [*words, "-o", str(folder / "out")]
+def held(folder: Path) -> list[str]:
+    """A run of 60 rows that stops in the middle and goes on when the file ``go-on`` is there."""
+    made = quiz(folder, 60)
+    hang = echo(hang_after=40, hang_until=folder / "go-on", delay=0.01, capacity=1)
+    return ["run", *made.options, *hang, "--checkpoint-rows=2", "-o", str(folder / "out")]
 
 
 # one run
@@ -85,7 +86,7 @@ def test_a_finished_run_says_how_long_it_took(tmp_path: Path) -> None:
 
 def test_time_before_a_kill_counts_and_later_rows_count_anew(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = slow(tmp_path)
+    words = held(tmp_path)
     file = out / OURS / "status.json"
 
     def seconds() -> float:
@@ -95,6 +96,7 @@ def test_time_before_a_kill_counts_and_later_rows_count_anew(tmp_path: Path) -> 
         until(seconds, "seconds in status.json")
         command.signal(signal.SIGKILL, group=True)
         command.wait()
+    (tmp_path / "go-on").touch()
     killed = status(out)
     assert (killed["state"], killed["ended"]) == ("killed", None)
     assert run_command(*words, "--limit=50").exit_code == 0
@@ -124,9 +126,9 @@ def test_a_status_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_outputs_is_a_line_each_by_time_with_its_trend(tmp_path: Path) -> None:
-    night(tmp_path, "z-first", 40)
-    night(tmp_path, "m-second", 50, missing=1)
-    night(tmp_path, "a-third", 50, missing=2)
+    for name, rows, missing in (("z-first", 40, 0), ("m-second", 50, 1), ("a-third", 50, 2)):
+        created = run_json(night(tmp_path, name, rows, missing))["created"]
+        until(lambda before=created: now() != before, "the next second")
     nights = tmp_path / "nights"
     (nights / "no run").mkdir()
     (nights / "a file").write_text("x")
@@ -219,15 +221,20 @@ def test_outputs_in_a_store_are_found_likewise(s3_server, tmp_path: Path) -> Non
 
 
 def test_watching_ends_with_the_run_one_json_line_a_look(tmp_path: Path) -> None:
-    with Command(*slow(tmp_path)) as command:
+    words = ["status", "--watch", "0.1", tmp_path / "out", "--json"]
+    with Command(*held(tmp_path)) as command:
         until((tmp_path / "out" / OURS / "nonce").exists, "the run")
-        watched = run_command("status", "--watch", "0.1", tmp_path / "out", "--json")
+        with Command(*words) as watching:
+            for _ in range(3):
+                watching.read_until("running", stream="stdout")
+            (tmp_path / "go-on").touch()
+            watched = watching.wait()
         ended = command.wait()
     assert ended.exit_code == 0, ended
     assert watched.exit_code == 0, watched
     looks = [json.loads(line) for line in watched.stdout.splitlines()]
     states = [look["state"] for look in looks]
-    assert len(states) > 2
+    assert len(states) > 3
     assert set(states[:-1]) == {"running"}
     assert states[-1] == "finished"
     done = [look["done"] for look in looks]
@@ -237,9 +244,12 @@ def test_watching_ends_with_the_run_one_json_line_a_look(tmp_path: Path) -> None
 
 def test_without_a_terminal_watching_prints_what_changes(tmp_path: Path) -> None:
     night(tmp_path, "out2", 3).rename(tmp_path / "out2")
-    with Command(*slow(tmp_path)) as command:
+    with Command(*held(tmp_path)) as command:
         until((tmp_path / "out" / OURS / "nonce").exists, "the run")
-        watched = run_command("status", "--watch=0.1s", tmp_path)
+        with Command("status", "--watch=0.1s", tmp_path) as watching:
+            watching.read_until("running", stream="stdout")
+            (tmp_path / "go-on").touch()
+            watched = watching.wait()
         command.wait()
     assert watched.exit_code == 0, watched
     lines = watched.stdout.splitlines()
@@ -251,7 +261,7 @@ def test_without_a_terminal_watching_prints_what_changes(tmp_path: Path) -> None
     assert "running, " in mine[0]
     assert "finished, 60 of 60 rows, 0 failed" in mine[-1]
     counts = [re.search(r"(\w+), (\d+) of", line).groups() for line in mine]
-    assert len(counts) == len(set(counts)) > 2
+    assert len(counts) == len(set(counts)) >= 2
 
 
 class Screen:
@@ -295,7 +305,7 @@ def test_on_a_terminal_it_is_redrawn_in_place(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     screen, raw = Screen(columns), b""
-    with Command(*slow(tmp_path)) as command:
+    with Command(*held(tmp_path)) as command:
         until((tmp_path / "out" / OURS / "nonce").exists, "the run")
         words = [*PYTHON, "status", "--watch", "0.1", str(tmp_path / "out")]
         environment = {**os.environ, "TERM": "xterm"}
@@ -306,7 +316,9 @@ def test_on_a_terminal_it_is_redrawn_in_place(tmp_path: Path) -> None:
                 raw += os.read(leader, 65536)
             except OSError:  # EIO: the other end is closed
                 break
-        assert watching.wait(60) == 0
+            if raw.count(b"running") == 2:  # it has looked twice
+                (tmp_path / "go-on").touch()
+        assert watching.wait(PATIENCE) == 0
         command.wait()
     os.close(leader)
     text = raw.decode()
@@ -319,14 +331,14 @@ def test_on_a_terminal_it_is_redrawn_in_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_watch_that_is_interrupted_says_so(tmp_path: Path, number: signal.Signals) -> None:
-    with Command(*slow(tmp_path, 200, 0.1)) as command:
+    with Command(*held(tmp_path)) as command:
         until((tmp_path / "out" / OURS / "nonce").exists, "the run")
         words = [*PYTHON, "status", "--watch", str(tmp_path / "out")]
         pipe = subprocess.PIPE
         with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True) as watching:
             assert "running" in watching.stdout.readline()
             watching.send_signal(number)
-            _, stderr = watching.communicate(timeout=30)
+            _, stderr = watching.communicate(timeout=PATIENCE)
         assert command.is_running
     assert watching.returncode == 130
     assert stderr == "interrupted\n"

@@ -143,6 +143,8 @@ class Driver:
         for name, state in self._workers.items():
             if state.ready and not state.ended:
                 self._feed(name, state)
+        if self._gatherer is not None:
+            self._gatherer.go_on()
         self._check_failures()
         self._report.update(self.tally, self._workers)
 

@@ -131,7 +131,11 @@ def _why_not(url: str, body: bytes, seconds: float) -> str:
     thread = threading.Thread(target=lambda: found.append(_send(url, body, seconds)), daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else f"no answer within {seconds:g} s"
+    return found[0] if found else _no_answer(seconds)
+
+
+def _no_answer(seconds: float) -> str:
+    return f"no answer within {seconds:g} s"
 
 
 def _send(url: str, body: bytes, seconds: float) -> str:
@@ -146,8 +150,12 @@ def _send(url: str, body: bytes, seconds: float) -> str:
     except HTTPError as error:
         error.close()
         return f"it answered {error.code}"
+    except TimeoutError:
+        return _no_answer(seconds)
     except URLError as error:
         reason = error.reason
+        if isinstance(reason, TimeoutError):
+            return _no_answer(seconds)
         said = reason.strerror if isinstance(reason, OSError) else None
         return said or type(reason).__name__
     except Exception as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import PATIENCE
 from vlmbatch.executors import Died, Placed, Said
 from vlmbatch.executors.local import LocalExecutor
 from vlmbatch.messages import Broken, Setup
@@ -20,7 +21,7 @@ def test_a_worker_that_says_what_cannot_be_read_is_ended_and_not_waited_for(
     monkeypatch.setattr(sys, "executable", str(worker))
     executor = LocalExecutor(tmp_path)
     executor.start(Setup("out", "w1", 1, "nonce", "1"))
-    events = [executor.events.get(timeout=20) for _ in range(3)]
+    events = [executor.events.get(timeout=PATIENCE) for _ in range(3)]
     executor.close()
     said, died = (event for event in events if not isinstance(event, Placed))
     assert isinstance(said, Said)

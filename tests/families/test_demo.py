@@ -94,7 +94,7 @@ def test_whatever_the_text_is_it_is_read_or_fails_to_parse(text):
     "piece", ["a", "<", "<loc_1>", "<loc_", "<loc_1><loc_2><loc_3><loc_", ";", "<|a"]
 )
 def test_a_long_answer_is_read_in_linear_time(piece):
-    assert seconds_to_read(DEMO, piece) < 0.5
+    assert seconds_to_read(DEMO, piece) < 5  # what is quadratic takes an hour
 
 
 def test_the_family_is_named_by_the_config_and_sees_64_pixels():

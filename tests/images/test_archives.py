@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import picture
-from tests.s3_faults import FaultProxy, Slow, where
+from tests.s3_faults import Fault, FaultProxy, Request, Together
 from vlmbatch.errors import ErrorCode, RequestFailed
 from vlmbatch.images.failures import Larger
 from vlmbatch.images.fetch import Fetcher, Reach
@@ -164,7 +164,10 @@ def test_in_a_store_the_directory_is_read_once_and_members_are_in_flight_togethe
             loaded = await asyncio.gather(*rows)
         assert [each.images[0].size.height for each in loaded] == list(range(20, 40))
 
-    with FaultProxy(rclone_server, where(lambda _: Slow(0.1), key="p.")) as proxy:
+    def after_the_directory(request: Request) -> Fault | None:
+        return Together(11) if request.number > 4 else None
+
+    with FaultProxy(rclone_server, after_the_directory) as proxy:
         with proxy.in_environment():
             asyncio.run(scene())
         assert proxy.operations["HEAD"] == 1

@@ -10,6 +10,7 @@ import pytest
 import xxhash
 from PIL import Image
 
+from tests.harness import PATIENCE
 from vlmbatch.errors import ErrorCode, RequestFailed, Stage, failed
 from vlmbatch.grounding import Size
 from vlmbatch.images.budget import ByteBudget
@@ -47,7 +48,7 @@ class Held(ThreadPoolExecutor):
 
     def submit(self, work, /, *args, **kwargs):
         self.submitted += 1
-        return super().submit(lambda: self.go.wait(10) and work(*args, **kwargs))
+        return super().submit(lambda: self.go.wait(PATIENCE) and work(*args, **kwargs))
 
 
 @pytest.fixture
@@ -300,7 +301,7 @@ def test_rows_that_wait_for_room_for_their_pixels_hold_no_one_up(folder):
                 with await row_loader.load(all_of_it, admitted):
                     await asyncio.sleep(0.001 * (number % 4))
 
-            await asyncio.wait_for(asyncio.gather(*map(row, range(60))), 60)
+            await asyncio.wait_for(asyncio.gather(*map(row, range(60))), PATIENCE)
         assert memory.encoded.held == memory.pixels.held == 0
 
     asyncio.run(scene())

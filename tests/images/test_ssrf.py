@@ -83,7 +83,7 @@ def answer_to(url: str, *, allow_private: bool = False) -> str:
     """The code of the failure, with its message; ``ok`` where the image came."""
 
     async def scene() -> str:
-        images = HttpImages(max_bytes=1000, at_once=2, seconds=5, allow_private=allow_private)
+        images = HttpImages(max_bytes=1000, at_once=2, seconds=100, allow_private=allow_private)
         try:
             await images.get(url, 1000)
         except RequestFailed as error:
@@ -110,7 +110,7 @@ def test_every_spelling_of_a_host_inside_is_refused(host: str):
 
     async def scene() -> str:
         async with web_server({"/a": b"picture"}) as server:
-            images = HttpImages(max_bytes=1000, at_once=2, seconds=5, allow_private=False)
+            images = HttpImages(max_bytes=1000, at_once=2, seconds=100, allow_private=False)
             try:
                 await images.get(f"http://{host}:{server.port}/a", 1000)
             except RequestFailed as error:
@@ -164,11 +164,11 @@ def test_dns_that_changes_its_answer_does_not_pass(monkeypatch, other_loopback):
     async def scene() -> None:
         async with web_server({"/a": b"secret"}) as server, outside_at(server.port, answer):
             names = Names(monkeypatch, rebinding=["127.0.0.2", "127.0.0.1"])
-            images = HttpImages(max_bytes=1000, at_once=2, seconds=5, allow_private=False)
+            images = HttpImages(max_bytes=1000, at_once=2, seconds=100, allow_private=False)
             url = f"http://rebinding.test:{server.port}/a"
             assert await images.get(url, 1000) == b"picture"
             await images.close()  # and with it what it remembers of the name
-            images = HttpImages(max_bytes=1000, at_once=2, seconds=5, allow_private=False)
+            images = HttpImages(max_bytes=1000, at_once=2, seconds=100, allow_private=False)
             with pytest.raises(RequestFailed) as caught:
                 await images.get(url, 1000)
             assert caught.value.failure.code is ErrorCode.IMAGE_FORBIDDEN
@@ -186,7 +186,7 @@ def test_a_redirect_to_a_host_inside_is_refused(monkeypatch, other_loopback):
     async def scene() -> None:
         async with web_server({"/secret": b"secret"}) as server, outside_at(server.port, redirect):
             Names(monkeypatch, outside=["127.0.0.2"], inside=["127.0.0.1"])
-            images = HttpImages(max_bytes=1000, at_once=2, seconds=5, allow_private=False)
+            images = HttpImages(max_bytes=1000, at_once=2, seconds=100, allow_private=False)
             for host in ("127.0.0.1", "inside.test", "[::ffff:127.0.0.1]", "0x7f.1"):
                 target = f"http://{host}:{server.port}/secret"
                 with pytest.raises(RequestFailed) as caught:
@@ -202,7 +202,7 @@ def test_private_hosts_are_allowed_where_that_is_asked_for(monkeypatch):
     async def scene() -> bytes:
         async with web_server({"/a": b"picture"}) as server:
             Names(monkeypatch, inside=["127.0.0.1"])
-            images = HttpImages(max_bytes=1000, at_once=2, seconds=5, allow_private=True)
+            images = HttpImages(max_bytes=1000, at_once=2, seconds=100, allow_private=True)
             try:
                 return await images.get(f"http://inside.test:{server.port}/a", 1000)
             finally:
@@ -217,7 +217,7 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch):
             for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"):
                 monkeypatch.setenv(name, proxy.url(""))
             Names(monkeypatch, inside=["10.0.0.7"])
-            images = HttpImages(max_bytes=1000, at_once=2, seconds=5, allow_private=False)
+            images = HttpImages(max_bytes=1000, at_once=2, seconds=100, allow_private=False)
             with pytest.raises(RequestFailed, match="not a public address"):
                 await images.get("http://inside.test/a", 1000)
             await images.close()

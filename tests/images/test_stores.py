@@ -8,7 +8,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from tests.harness import echo, picture, read_results, vlmbatch, write_manifest
+from tests.harness import PATIENCE, echo, picture, read_results, vlmbatch, write_manifest
 from tests.s3 import S3Endpoint
 from tests.s3_faults import (
     EXPIRED,
@@ -16,8 +16,8 @@ from tests.s3_faults import (
     Error,
     FaultProxy,
     Reset,
-    Slow,
     Stall,
+    Together,
     first,
     from_request,
     never,
@@ -48,12 +48,12 @@ def bucket(rclone_server) -> str:
 
 @contextmanager
 def faults(server, rule=never):
-    with FaultProxy(server, rule, read_timeout=2) as proxy, proxy.in_environment():
+    with FaultProxy(server, rule, read_timeout=200) as proxy, proxy.in_environment():
         yield proxy
 
 
 @asynccontextmanager
-async def fetching(*, base="/nowhere", seconds=20.0, at_once=32, max_bytes=MAX):
+async def fetching(*, base="/nowhere", seconds=200.0, at_once=32, max_bytes=MAX):
     with ThreadPoolExecutor(4) as executor:
         reach = Reach(max_bytes=max_bytes, at_once=at_once, seconds=seconds)
         fetcher = Fetcher(base=base, reach=reach, executor=executor)
@@ -237,7 +237,7 @@ def test_many_rows_wait_for_a_far_store_together(rclone_server, bucket):
 
             await asyncio.gather(*map(row, range(40)))
 
-    with faults(rclone_server, where(lambda _: Slow(0.5), key="many")) as proxy:
+    with faults(rclone_server, where(lambda _: Together(32), key="many")) as proxy:
         asyncio.run(scene())
         assert proxy.most_in_flight == 32
         assert proxy.operations == {"GET": 41}
@@ -269,7 +269,7 @@ def test_images_that_turn_out_larger_are_fetched_again_when_there_is_room(rclone
     assert len(file.getvalue()) > 2**18
     rclone_server.fs().pipe_file(f"{bucket}/noise.png", file.getvalue())
     with faults(rclone_server) as proxy:
-        asyncio.run(asyncio.wait_for(scene(), 60))
+        asyncio.run(asyncio.wait_for(scene(), PATIENCE))
         assert proxy.operations["HEAD"] > 0
 
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.harness import PATIENCE
+
 
 @pytest.mark.parametrize("first", range(0, 2000, 500))
 def test_500_broken_files_end_no_process(first, tmp_path):
@@ -17,7 +19,7 @@ def test_500_broken_files_end_no_process(first, tmp_path):
         str(first),
         f"{first + 500}",
     ]
-    found = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
     lines = found.stdout.splitlines()
     assert found.returncode == 0, (lines[-1:], found.stderr[-2000:])
     assert [int(line.split()[0]) for line in lines] == list(range(first, first + 500))

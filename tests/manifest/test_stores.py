@@ -12,6 +12,7 @@ from tests.s3_faults import (
     FaultProxy,
     Reset,
     Short,
+    Together,
     by_chance,
     from_request,
     never,
@@ -93,9 +94,10 @@ def test_planning_asks_for_footers_alone(proxied, tmp_path):
     for n in range(12):
         formats.write_parquet(tmp_path / f"{n}.parquet", range(50))
         fs.put_file(str(tmp_path / f"{n}.parquet"), f"{uri}/many/{n}.parquet")
+    proxy.rule = where(lambda _: Together(2), operation="GET")  # a few footers at once
     assert open_manifest([f"{uri}/many/*.parquet"]).rows == 600
     assert proxy.operations["GET"] == 12
-    assert proxy.most_in_flight > 1  # a few footers at once
+    assert proxy.most_in_flight > 1
 
 
 @pytest.mark.parametrize(

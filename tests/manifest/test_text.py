@@ -119,7 +119,7 @@ def test_what_is_no_jsonl_is_refused(tmp_path):
     assert "cannot read" in refused(write(tmp_path / "h.jsonl.zst", "no zstd")).message
 
 
-@examples(max_examples=200)
+@examples(max_examples=100)
 @given(st.data())
 def test_what_a_sample_has_fits_its_own_types(data):
     scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -134,7 +134,7 @@ def test_what_a_sample_has_fits_its_own_types(data):
             pa.array([value], field.type)  # as the results hold it
 
 
-@examples(max_examples=200)
+@examples(max_examples=100)
 @given(st.data())
 def test_any_later_value_fits_or_is_a_misfit(data):
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -232,11 +232,11 @@ PEAK = """
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
-def test_a_line_of_a_gigabyte_is_a_bad_row_that_nobody_holds(name, tmp_path):
+def test_a_line_of_half_a_gigabyte_is_a_bad_row_that_nobody_holds(name, tmp_path):
     first, last = ('{"image": "a"}', '{"image": "b"}') if name == "a.jsonl" else ("image\na", "b")
     with (tmp_path / name).open("wb") as file:
         file.write(f"{first}\n".encode())
-        file.seek(2**30, 1)  # a hole of zeros
+        file.seek(2**29, 1)  # a hole of zeros
         file.write(f"\n{last}\n".encode())
     words = [sys.executable, "-c", textwrap.dedent(PEAK), str(tmp_path / name)]
     found = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 
+from tests.harness import PATIENCE
 from tests.manifest import formats
 from tests.manifest.formats import stream
 from tests.manifest.web import COMMIT, NAME
@@ -96,7 +97,7 @@ def test_a_dataset_of_the_hub_is_read_at_its_commit(web, tmp_path):
     ]
     words = [sys.executable, "-c", textwrap.dedent(HUB), *asked]
     run = subprocess.run(
-        words, capture_output=True, text=True, env=environment, cwd=os.getcwd(), timeout=100
+        words, capture_output=True, text=True, env=environment, cwd=os.getcwd(), timeout=PATIENCE
     )
     assert run.returncode == 0, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines()]

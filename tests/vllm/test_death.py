@@ -34,17 +34,17 @@ def test_no_engine_outlives_its_driver_and_a_dead_engine_is_replaced(tmp_path: P
     with Command(*words) as command:
         run_json = output / OURS / "run.json"
         until(run_json.exists, "the run has begun")
-        until(lambda: len(committed_rows(output)) > 100, "rows are committed", seconds=200)
+        until(lambda: len(committed_rows(output)) > 100, "rows are committed")
         below = descendants(command.pid)
         assert engine_processes(command.pid)
         assert core_process(command.pid)
         command.signal(signal.SIGKILL)
-        until(lambda: not any(map(is_alive, below)), "all are gone", seconds=30)
+        until(lambda: not any(map(is_alive, below)), "all are gone")
         kept = committed_rows(output)
 
     with Command(*words) as command:
-        first = until(lambda: core_process(command.pid), "the core is there", seconds=200)
-        until(lambda: len(committed_rows(output)) > len(kept) + 100, "it goes on", seconds=200)
+        first = until(lambda: core_process(command.pid), "the core is there")
+        until(lambda: len(committed_rows(output)) > len(kept) + 100, "it goes on")
         assert first
         os.kill(first, signal.SIGKILL)
         run = command.wait(300)

@@ -42,14 +42,23 @@ class EchoArgs:
     """Requests of these rows fail once with engine_timeout, and then succeed."""
     hang_rows: frozenset[int] = frozenset()
     """Requests of these rows are never answered."""
+    hang_after: int | None = None
+    """When the process has answered so many requests, the others are never answered."""
+    hang_until: str | None = None
+    """But they are when this file exists."""
     crash_rows: frozenset[int] = frozenset()
     """A request of one of these rows kills the worker with SIGKILL."""
     crash_after: int | None = None
     """The process dies when it has answered so many requests."""
 
 
-OPERATIONAL = ("delay", "capacity", "log", "flaky_rows", "hang_rows", "crash_rows", "crash_after")
+OPERATIONAL = (
+    *("delay", "capacity", "log", "flaky_rows", "hang_rows", "hang_after", "hang_until"),
+    *("crash_rows", "crash_after"),
+)
 """Arguments that change no answer; they are not part of what was asked."""
+LOOK_SECONDS = 0.02
+"""So often is looked whether ``hang_until`` exists."""
 
 
 def parse_args(args: Mapping[str, str]) -> EchoArgs:
@@ -60,7 +69,7 @@ def parse_args(args: Mapping[str, str]) -> EchoArgs:
 def _parse(key: str, value: str) -> Any:
     if key.endswith("_rows"):
         return frozenset(int(row) for row in value.split(",") if row)
-    if key in ("capacity", "crash_after"):
+    if key in ("capacity", "hang_after", "crash_after"):
         number = int(value)
         if number < 1:
             raise ValueError("at least 1")
@@ -98,8 +107,8 @@ class EchoEngine:
             if args.delay:
                 await asyncio.sleep(args.delay)
             self._fault(request)
-            if request.row in args.hang_rows:
-                await asyncio.Event().wait()
+            if request.row in args.hang_rows or self._answered == args.hang_after:
+                await self._let_go()
             text, finish_reason = self._cut(self._reply(request), request)
             self._answered += 1
             self._note(request)
@@ -111,6 +120,10 @@ class EchoEngine:
         if self._log is not None:
             os.close(self._log)
             self._log = None
+
+    async def _let_go(self) -> None:
+        while self._args.hang_until is None or not os.path.exists(self._args.hang_until):
+            await asyncio.sleep(LOOK_SECONDS)
 
     def _fault(self, request: Request) -> None:
         args, key = self._args, (request.row, request.request)

@@ -26,9 +26,9 @@ class Gatherer:
         number = rows.first // self._output.part_rows
         if self._committed.covers(self._output.part_range(number)):
             self._due.append(number)
-        self._go_on()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Begin the next part that is whole, if none is being written. Call often."""
         self._check()
         if self._due and (self._thread is None or not self._thread.is_alive()):
             number = self._due.pop(0)
