@@ -240,8 +240,9 @@ def test_references_of_the_wrong_kind_are_told_and_not_counted(
         ([{"id": "a", "request": -1, "text": "b"}], "row 0 of {path}: request is -1"),
         ([{"row": 0.5, "text": "b"}], "row 0 of {path}: row is 0.5"),
         ([{"id": "a", "boxes": [{"x": 1, "y": 1}]}], "row 0 of {path}: a box has x1, y1, x2, y2"),
+        ([{"id": "a", "boxes": [[1, 2, 3, 4]]}], "holds a list where the first rows hold struct"),
         ([{"id": "a", "boxes": [box("", 5, 0, 5, 9)]}], "has no area"),
-        ([{"id": "a", "boxes": {"x1": 3}}], "row 0 of {path}: boxes is no list"),
+        ([{"id": "a", "boxes": {"x1": 3}}], "this one lacks y1, x2, y2"),
     ],
 )
 def test_what_is_no_reference_is_refused_with_its_place(
@@ -263,6 +264,15 @@ def test_other_things_that_are_no_references(output: Path, tmp_path: Path) -> No
     (pictures / "a.png").write_bytes(picture())
     assert "references are Parquet, JSONL or CSV" in refused(output, pictures)
     assert "is no output of vlmbatch" in refused(tmp_path, written(tmp_path / "r.jsonl", TEXTS))
+
+
+def test_jsonl_may_have_a_column_late(output: Path, tmp_path: Path) -> None:
+    others = [{"row": 100 + row, "text": "x"} for row in range(1500)]
+    late = [{"row": 0, "text": ["no", "yes"]}, {"row": 2, "task": "ground", "boxes": []}]
+    tasks = judged(output, written(tmp_path / "refs.jsonl", [*others, *late]))["tasks"]
+    assert (tasks["vqa"]["right"], tasks["vqa"]["n"]) == (1, 1)
+    assert (tasks["ground"]["right"], tasks["ground"]["n"]) == (1, 1)
+    assert tasks["?"]["missing"] == 1500
 
 
 def test_an_id_of_several_rows_is_ambiguous(tmp_path: Path) -> None:

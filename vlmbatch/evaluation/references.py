@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import pyarrow as pa
+
 from vlmbatch.errors import ManifestError, UsageError
 from vlmbatch.grounding import Box
 from vlmbatch.manifest.files import Place
@@ -21,6 +23,22 @@ from vlmbatch.manifest.manifest import Manifest, open_manifest
 KEYS = ("id", "row")
 COLUMNS = (*KEYS, "request", "task", "text", "boxes")
 CORNERS = ("x1", "y1", "x2", "y2")
+JSONL = pa.schema(
+    [
+        ("id", pa.string()),
+        ("row", pa.float64()),
+        ("request", pa.float64()),
+        ("task", pa.string()),
+        ("text", pa.list_(pa.string())),
+        (
+            "boxes",
+            pa.list_(
+                pa.struct([("label", pa.string()), *((name, pa.float64()) for name in CORNERS)])
+            ),
+        ),
+    ]
+)
+"""A file without a schema may have boxes, or lists of texts, late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +170,8 @@ def _columns_of(table: Manifest, paths: Sequence[str]) -> list[str]:
             hint="'text' is the right answer, or a list of them; 'boxes' a list of structs "
             "x1, y1, x2, y2, label, in pixels",
         )
-    unused = "row" if "id" in there else None
+    unused = "row" if "id" in there else "id"
+    there = JSONL.names if table.files[0].format == "jsonl" else there
     return [name for name in COLUMNS if name in there and name != unused]
 
 
@@ -162,7 +181,8 @@ def _references(
     """(file, row in it from 0, reference)."""
     for file in table.files:
         place = Place(table.folder, file.name)
-        records = FORMATS[file.format].records(place, file, 0, columns, table.schema, columns)
+        schema = JSONL if file.format == "jsonl" else table.schema
+        records = FORMATS[file.format].records(place, file, 0, columns, schema, columns)
         for number, (record, problem) in enumerate(records):
             try:
                 if problem is not None:
@@ -226,9 +246,12 @@ def _listed(value: Any, name: str) -> list[Any]:
 
 
 def _box(value: Any) -> Box:
-    if not isinstance(value, dict) or not set(CORNERS) <= set(value):
-        has = f"keys {', '.join(value)}" if isinstance(value, dict) else repr(value)
-        raise ValueError(f"a box has x1, y1, x2, y2 and perhaps a label, not {has}")
+    value = value if isinstance(value, dict) else {}
+    lacks = [name for name in CORNERS if value.get(name) is None]
+    if lacks:
+        raise ValueError(
+            f"a box has x1, y1, x2, y2 and perhaps a label; this one lacks {', '.join(lacks)}"
+        )
     try:
         x1, y1, x2, y2 = (float(value[name]) for name in CORNERS)
     except (TypeError, ValueError):
