@@ -186,7 +186,8 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
         "--task",
         "tasks",
         multiple=True,
-        help="caption, vqa, ground, detect, ocr, or a name of your own with --prompt; repeatable.",
+        help="caption, vqa, ground, detect, ocr, a name of your own with --prompt, or judge, whose "
+        "MANIFEST is the OUTPUT of another run; repeatable.",
     ),
     click.option("-m", "--model", help="Hub id, local directory, or demo (the bundled model)."),
     click.option(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec
-from vlmbatch.manifest import Manifest, open_manifest
+from vlmbatch.manifest import Manifest
 from vlmbatch.placeholders import hide, values_of
 from vlmbatch.records import Range
 from vlmbatch.resolve import Asking, asking_of
@@ -70,7 +70,9 @@ def reopened(folder: str, *, job: JobSpec | None = None) -> Iterator[Reopened]:
     store = open_store(folder)
     run_file = existing_run_file(store)
     check_read_through(store, run_file)
-    manifest = open_manifest(run_file.spec.manifest, run_file.manifest)
+    from vlmbatch.judged_output import open_rows  # which opens an output, too
+
+    manifest = open_rows(run_file.spec, run_file.manifest)
     if manifest.identity != run_file.ask["manifest"]:
         raise UsageError(
             f"the manifest of {folder} changed since the run",

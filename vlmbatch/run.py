@@ -17,7 +17,8 @@ from vlmbatch.errors import FingerprintMismatch, RunStopped, UsageError
 from vlmbatch.executors import Executor
 from vlmbatch.executors.choice import NoWorkers, check_executor, choose_executor, make_executor
 from vlmbatch.job import JobSpec, check_same_ask
-from vlmbatch.manifest import Manifest, open_manifest
+from vlmbatch.judged_output import open_rows, with_judged
+from vlmbatch.manifest import Manifest
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.reopen import check_read_through, existing_run_file, reopened
@@ -70,13 +71,12 @@ def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) 
     check_executor(job)
     store = open_store(output_folder(job))
     command = _without_secrets(command, job)
-    named = job.manifest
-    job = job.model_copy(update={"manifest": [_absolute(path) for path in named]})
+    as_named = job = with_judged(job, store.place)
+    job = job.model_copy(update={"manifest": [_absolute(path) for path in job.manifest]})
     if not overwrite:
         check_ours(store)
     stored = None if overwrite else _begun(store)
-    listing = _same_listing(job, stored)
-    manifest = open_manifest(named, listing, include=job.include, exclude=job.exclude)
+    manifest = open_rows(as_named, _same_listing(job, stored))
     resolved = resolve(job, manifest, stored)
     if overwrite:
         check_ours(store)
