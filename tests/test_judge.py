@@ -22,7 +22,13 @@ from tests.harness import (
     vlmbatch,
     write_manifest,
 )
+from vlmbatch.errors import ManifestError
+from vlmbatch.job import JobSpec
+from vlmbatch.judged_output import open_rows
 from vlmbatch.judging import SCHEMA, given_of
+from vlmbatch.manifest import Manifest, RowStream
+from vlmbatch.manifest.columns import choose_columns
+from vlmbatch.records import Range
 
 GOOD = '{"score": 4, "reason": "so it is"}'
 ROWS = 10
@@ -164,7 +170,14 @@ def test_an_endpoint_is_held_to_the_form_and_may_do_better_at_a_retry(
 def test_other_answers_are_not_judged_unnoticed(answers: Path, tmp_path: Path) -> None:
     shutil.copytree(answers, tmp_path / "answers")
     assert judge(tmp_path / "answers", tmp_path / "out", "--limit=4").exit_code == 0
+    spec = JobSpec(manifest=str(tmp_path / "answers"), tasks="judge")
+    seen = Manifest.from_json(open_rows(spec).to_json())  # as a worker has it
+    columns = choose_columns(seen.schema, {"image": "file"}, [], where="there")
+    (row,) = RowStream(seen, columns).rows(Range(5, 6))
+    assert [(given.question, given.answer) for given in row.answers] == [("q 5.0?", "a 5.0")]
     assert vlmbatch("retry", tmp_path / "answers").exit_code == 0  # the lost image is lost still
+    with pytest.raises(ManifestError, match=r"the answers in .* changed"):
+        list(RowStream(seen, columns).rows(Range(5, 6)))
     done = judge(tmp_path / "answers", tmp_path / "out")
     assert done.exit_code == 2
     assert "another question; these changed:\n  manifest: was" in done.stderr

@@ -54,7 +54,9 @@ class Manifest:
 
     @property
     def extent(self) -> str:
-        """``200 rows in 3 files``, ``200 images``."""
+        """``200 rows in 3 files``, ``200 images``, ``200 rows of answers in OUTPUT``."""
+        if self.answers is not None:
+            return f"{self.rows:,} rows of answers in {self.answers.place}"
         if self.files[0].format == images.NAME:
             return f"{self.rows:,} image{'s' if self.rows != 1 else ''}"
         files = len(self.files)
