@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.endpoint_faults import FakeEndpoint, Fault, Status, completion, prompt_of
@@ -22,6 +23,7 @@ from tests.harness import (
     vlmbatch,
     write_manifest,
 )
+from tests.s3 import S3Server
 from vlmbatch.errors import ManifestError
 from vlmbatch.job import JobSpec
 from vlmbatch.judged_output import open_rows
@@ -274,6 +276,35 @@ def test_an_output_that_is_written_to_is_not_judged(answers: Path, tmp_path: Pat
         done = judge(answers, tmp_path / "out")
     assert done.exit_code == 1
     assert "a run is going on in" in done.stderr
+
+
+def test_everything_may_be_in_a_store(s3_server: S3Server, tmp_path: Path) -> None:
+    """Manifest, images beside it, answers, judgements and references."""
+    bucket, fs = s3_server.new_bucket(), s3_server.fs()
+    columns = {"image": ["pics/a.png", "pics/b.png"], "id": ["a", "b"], "said": ["yes", "no"]}
+    manifest = write_manifest(tmp_path / "m.parquet", columns)
+    references = tmp_path / "truth.csv"
+    references.write_text("id,text\na,yes\nb,yes\n")
+    for path in (manifest, references):
+        fs.put_file(str(path), f"{bucket}/in/{path.name}")
+    fs.pipe({f"{bucket}/in/pics/{name}.png": picture(20, 10) for name in "ab"})
+    place = f"s3://{bucket}"
+    with s3_server.in_environment():
+        run = ["run", f"{place}/in/m.parquet", "-t", "vqa", "--question=Is it?", "-o"]
+        assert vlmbatch(*run, f"{place}/answers", *echo(reply_from="said")).exit_code == 0
+        run = ["run", f"{place}/answers", "-t", "judge", "--json", "-o", f"{place}/judged"]
+        done = vlmbatch(*run, *echo(reply=GOOD))
+        assert done.exit_code == 0, done
+        assert (done.json["ok"], done.json["failed"]) == (2, 0)
+        found = vlmbatch(
+            "eval", f"{place}/answers", "--references", f"{place}/in/truth.csv", "--json"
+        )
+        assert found.exit_code == 0, found
+    assert found.json["tasks"]["vqa"]["right"] == 1
+    with fs.open(f"{bucket}/judged/part-00000.parquet") as file:
+        judgements = pq.read_table(file).to_pylist()
+    assert [(each["status"], each["image_width"]) for each in judgements] == [("ok", 20)] * 2
+    assert "answered:\nno\n" in judgements[1]["question"]
 
 
 # answers in words

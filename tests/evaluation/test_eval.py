@@ -238,6 +238,7 @@ def test_references_of_the_wrong_kind_are_told_and_not_counted(
         ),
         ([{"id": "a", "text": "b"}, {"id": None, "text": "b"}], "row 1 of {path}: id is null"),
         ([{"id": "a", "request": -1, "text": "b"}], "row 0 of {path}: request is -1"),
+        ([{"id": "a", "request": 1e30, "text": "b"}], "row 0 of {path}: request is 1e+30"),
         ([{"row": 0.5, "text": "b"}], "row 0 of {path}: row is 0.5"),
         ([{"id": "a", "boxes": [{"x": 1, "y": 1}]}], "row 0 of {path}: a box has x1, y1, x2, y2"),
         ([{"id": "a", "boxes": [[1, 2, 3, 4]]}], "holds a list where the first rows hold struct"),
@@ -259,6 +260,8 @@ def test_other_things_that_are_no_references(output: Path, tmp_path: Path) -> No
     assert "is no JSON" in said
     (tmp_path / "bad.csv").write_text("id,text\na,[1\n")
     assert "'[1' is no JSON" in refused(output, tmp_path / "bad.csv")
+    (tmp_path / "half.csv").write_text('id,text\nid-0,"[""\\ud800""]"\n')
+    assert "is no JSON" in refused(output, tmp_path / "half.csv")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "a.png").write_bytes(picture())

@@ -215,7 +215,9 @@ def _from_json(cell: str | None) -> Any:
     if cell is None:
         return None
     try:
-        return json.loads(cell)
+        value = json.loads(cell)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return value
     except (ValueError, RecursionError):
         raise ValueError(f"{cell[:60]!r} is no JSON") from None
 
@@ -223,7 +225,7 @@ def _from_json(cell: str | None) -> Any:
 def _whole(value: Any, name: str) -> int:
     try:
         number = int(value)
-        if number >= 0 and float(value) == number:
+        if 0 <= number < 2**63 and float(value) == number:
             return number
     except (TypeError, ValueError, OverflowError):
         pass
