@@ -265,6 +265,8 @@ def test_other_things_that_are_no_references(output: Path, tmp_path: Path) -> No
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "a.png").write_bytes(picture())
+    (tmp_path / "empty.csv").write_text("id,text\n")
+    assert "empty.csv have no rows" in refused(output, tmp_path / "empty.csv")
     assert "references are Parquet, JSONL or CSV" in refused(output, pictures)
     assert "is no output of vlmbatch" in refused(tmp_path, written(tmp_path / "r.jsonl", TEXTS))
 

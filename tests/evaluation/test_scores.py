@@ -51,6 +51,8 @@ def test_precision_of_nothing_is_undefined() -> None:
         ("2:50 p.m.", "2:50 pm"),
         ("black, white & gray", "black white gray"),
         ("naïve_Öl", "naïve öl"),
+        ("A", "a"),
+        ("?!", "?!"),
     ],
 )
 def test_the_vqa_rule_is_as_described(text: str, plain: str) -> None:

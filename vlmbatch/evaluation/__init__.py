@@ -92,6 +92,8 @@ def evaluate(
             ) from None
         judge.rest()
     found = judge.found
+    if not found.references:
+        raise UsageError(f"the references {' '.join(references)} have no rows")
     if found.unusable == found.references:
         raise UsageError(
             f"none of the {found.references:,} references says what its task answers",

@@ -36,7 +36,8 @@ def vqa(text: str) -> str:
     plain = _COMMAS.sub("", text.lower().replace("’", "'"))
     plain = _STOPS.sub("", _PUNCTUATION.sub(" ", plain))
     words = (_NUMBERS.get(word, word) for word in plain.split())
-    return _NOT.sub(r"\1n't", " ".join(word for word in words if word not in _ARTICLES))
+    kept = _NOT.sub(r"\1n't", " ".join(word for word in words if word not in _ARTICLES))
+    return kept or text.strip().lower()  # else "a" were the same as "the"
 
 
 RULES: dict[str, Callable[[str], str]] = {"exact": exact, "vqa": vqa}
