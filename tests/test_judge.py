@@ -238,6 +238,7 @@ def test_a_plan_counts_the_judgements_and_any_engine_may_judge(answers: Path) ->
     [
         (["-t", "judge", "-t", "caption"], "-t judge stands alone"),
         (["-t", "judge", "--include", "*.png"], "-t judge takes one output, and all of it"),
+        (["-t", "judge", "--incremental"], "-t judge takes one output, and all of it"),
     ],
 )
 def test_what_a_judge_cannot_do_is_refused(
@@ -246,6 +247,22 @@ def test_what_a_judge_cannot_do_is_refused(
     done = vlmbatch("run", answers, *options, *echo(), "-o", tmp_path / "out")
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_answers_about_other_rows_are_not_judged(answers: Path) -> None:
+    manifest = open_rows(JobSpec(manifest=str(answers), tasks="judge"))
+    columns = choose_columns(manifest.schema, {"image": "file", "id": "truth"}, [], where="there")
+    with pytest.raises(ManifestError, match=r"row 3 with the id 'truth 3', and .* answers about"):
+        list(RowStream(manifest, columns).rows(Range(3, 4)))
+
+
+def test_an_output_that_grows_is_not_judged(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.parquet", {"id": ["a"], "judged": [GOOD]})
+    run = ["run", manifest, "-t", "caption", "--incremental", *echo(), "-o", tmp_path / "grows"]
+    assert vlmbatch(*run).exit_code == 0
+    done = judge(tmp_path / "grows", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "grows by --incremental" in done.stderr
 
 
 def test_only_a_finished_output_is_judged(answers: Path, tmp_path: Path) -> None:

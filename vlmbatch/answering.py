@@ -21,7 +21,7 @@ from vlmbatch.job import JobSpec
 from vlmbatch.reading import CUT, read_answer
 from vlmbatch.records import Completion, Request, Result, Row
 from vlmbatch.resolve import Asking
-from vlmbatch.results.retry import FailedResults
+from vlmbatch.results.retry import Earlier, asked_anew
 from vlmbatch.tasks import requests_of
 from vlmbatch.truncation import MORE_TRIES, sampling_after
 
@@ -73,12 +73,11 @@ class Asked:
 
 
 class RowRequests:
-    """What is asked about rows, and the results of what cannot be. ``failed``: on a retry, the
-    only results that are wanted."""
+    """What is asked about rows, and the results of what cannot be."""
 
-    def __init__(self, asking: Asking, failed: FailedResults | None) -> None:
+    def __init__(self, asking: Asking, earlier: Earlier = asked_anew) -> None:
         self._asking = asking
-        self._failed = failed
+        self._earlier = earlier
 
     def of(self, row: Row) -> list[Request]:
         """At least one per row, unless this is a retry and none of the row's results failed."""
@@ -95,14 +94,14 @@ class RowRequests:
             task = asking.tasks[0]
             nothing = Request(row.row, 0, 0, task.name, task.kind, "", None, problem=NOTHING_ASKED)
             requests = [nothing]
-        if self._failed is not None:
-            wanted = self._failed.attempts(row.row)
+        wanted = self._earlier(row.row)
+        if wanted is not None:
             requests = [each for each in requests if (each.request, each.sample) in wanted]
         return requests
 
     def bare_result(self, row: Row, request: Request) -> Result:
         """No answer yet; ``attempts`` are those of earlier runs."""
-        earlier = {} if self._failed is None else self._failed.attempts(row.row)
+        earlier = self._earlier(row.row) or {}
         references = tuple(reference(image) for image in row.images)
         return Result(
             row=row.row,
@@ -123,15 +122,15 @@ class RowRequests:
 
 
 class Answering:
-    """Turns rows into results. ``failed``: on a retry, the only results that are wanted."""
+    """Turns rows into results."""
 
     def __init__(
-        self, asking: Asking, loader: Loader, engine: Engine, failed: FailedResults | None
+        self, asking: Asking, loader: Loader, engine: Engine, earlier: Earlier = asked_anew
     ) -> None:
         self._asking = asking
         self._loader = loader
         self._engine = engine
-        self.requests = RowRequests(asking, failed)
+        self.requests = RowRequests(asking, earlier)
         self.asked = Asked(engine)
 
     async def results_of(
@@ -148,9 +147,11 @@ class Answering:
                 return [self.requests.failed_result(row, request) for request in requests]
             images = await self._loader.load(row.images, admitted)
         except RequestFailed as error:
-            return [
+            failures = [
                 self.requests.failed_result(row, request, error.failure) for request in requests
             ]
+            tried = int(error.failure.retryable)  # else another night would not be the last one
+            return [replace(each, attempts=each.attempts + tried) for each in failures]
         finally:
             if admitted is not None:
                 admitted.release()
@@ -231,6 +232,17 @@ def _with_sizes(result: Result, request: Request, family: Family) -> Result:
     return replace(result, image_size=image.size, model_image_size=family.seen(given))
 
 
+def reach_of(job: JobSpec) -> Reach:
+    """Which images a job may fetch, and how."""
+    return Reach(
+        max_bytes=job.max_image_bytes,
+        at_once=job.fetch_concurrency,
+        seconds=job.fetch_timeout,
+        roots=tuple(job.allow_roots),
+        allow_private=job.allow_private_hosts,
+    )
+
+
 def make_loader(job: JobSpec, family: Family, *, base: str, threads: Executor) -> Loader:
     """What brings a run's images, from the manifest's folder ``base``."""
     if job.engine.image_transport == "url":
@@ -240,13 +252,7 @@ def make_loader(job: JobSpec, family: Family, *, base: str, threads: Executor) -
         memory=ImageMemory(job.image_memory),
         executor=threads,
         limits=Limits(
-            Reach(
-                max_bytes=job.max_image_bytes,
-                at_once=job.fetch_concurrency,
-                seconds=job.fetch_timeout,
-                roots=tuple(job.allow_roots),
-                allow_private=job.allow_private_hosts,
-            ),
+            reach_of(job),
             max_pixels=job.max_image_pixels,
         ),
         target=family.target,

@@ -19,7 +19,6 @@ import click
 from vlmbatch import __version__
 from vlmbatch.errors import UsageError, VlmbatchError
 from vlmbatch.exports import FORMATS
-from vlmbatch.placeholders import hidden
 from vlmbatch.schedule import TARGETS
 
 if TYPE_CHECKING:
@@ -27,8 +26,15 @@ if TYPE_CHECKING:
     from vlmbatch.evaluation import Evaluation
     from vlmbatch.exports.openai_batch import Exported
     from vlmbatch.job import JobSpec
+    from vlmbatch.planning import Plan
     from vlmbatch.reparse import Reparsed
     from vlmbatch.summary import Summary
+
+
+def _say(kind: str, message: str) -> None:
+    from vlmbatch.placeholders import hidden  # only here: it takes 10 ms of every start
+
+    click.echo(f"{kind}: {hidden(message)}", err=True)
 
 
 def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +50,7 @@ def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except VlmbatchError as error:
-            click.echo(f"Error: {hidden(str(error))}", err=True)
+            _say("Error", str(error))
             sys.exit(error.exit_code)
         except BrokenPipeError:  # nobody reads what we print; not even Python's last flush is read
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -56,7 +62,7 @@ def clean_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 os.getcwd()
             except OSError:
                 reason = "the current folder is gone\n  -> change to one that exists"
-            click.echo(f"Error: {hidden(reason)}", err=True)
+            _say("Error", reason)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -256,6 +262,26 @@ RUN_OPTIONS: list[Callable[..., Any]] = [
         "--exclude", multiple=True, metavar="GLOB", help="All but these, likewise; repeatable."
     ),
     click.option("--limit", type=int, metavar="N", help="Only the first N rows."),
+    click.option(
+        "--incremental",
+        is_flag=True,
+        default=None,
+        help="Only rows whose id the output has not answered; the manifest may be another one in "
+        "each start.",
+    ),
+    click.option(
+        "--detect-changes",
+        is_flag=True,
+        default=None,
+        help="With --incremental: ask anew where an image's ETag or size is another one.",
+    ),
+    click.option(
+        "--max-attempts",
+        type=int,
+        metavar="N",
+        help="With --incremental: what failed for a cause that may pass is asked again in later "
+        "starts, so often in all. Default: 5.",
+    ),
     click.option(
         "--engine",
         type=click.Choice(["auto", "vllm", "transformers", "openai", "echo"]),
@@ -471,7 +497,6 @@ def plan(
     """
     from vlmbatch.planning import plan as plan_job
     from vlmbatch.planning.costs import Rates
-    from vlmbatch.planning.text import describe
 
     made = plan_job(
         job_from_options(options),
@@ -481,11 +506,7 @@ def plan(
         overwrite=overwrite,
         command=sys.argv[1:],
     )
-    click.echo(
-        json.dumps(made.to_json(), indent=1, ensure_ascii=False) if as_json else describe(made)
-    )
-    for warning in made.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+    _tell(made, as_json)
     sys.exit(made.exit_code)
 
 
@@ -830,6 +851,7 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
             *("max_failure_rate", "image_memory", "max_image_pixels", "max_image_bytes"),
             *("fetch_concurrency", "fetch_timeout", "allow_private_hosts"),
             *("start_timeout", "stall_timeout", "trust_remote_code", "notify_url"),
+            *("incremental", "detect_changes", "max_attempts"),
         )
         if key in given
     }
@@ -907,10 +929,12 @@ def _of_task(flag: str, value: str, names: list[str]) -> tuple[str, str]:
     return (names[0] if names else "caption"), value
 
 
-def _tell(summary: Summary | Exported | Imported | Reparsed | Evaluation, as_json: bool) -> None:
+def _tell(
+    summary: Summary | Exported | Imported | Reparsed | Evaluation | Plan, as_json: bool
+) -> None:
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
     else:
         click.echo(summary.as_text())
     for warning in summary.warnings:
-        click.echo(f"Warning: {hidden(warning)}", err=True)
+        _say("Warning", warning)

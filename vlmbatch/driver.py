@@ -17,6 +17,7 @@ from types import FrameType
 from vlmbatch import __version__
 from vlmbatch.errors import EngineStartError, RunStopped, VlmbatchError
 from vlmbatch.executors import Died, Event, Executor, Placed, Said
+from vlmbatch.intervals import Intervals
 from vlmbatch.job import CHECKPOINT_ROWS
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Progress, Ready, Setup, Work
 from vlmbatch.placeholders import values_of
@@ -24,6 +25,7 @@ from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.results.files import Counts, list_shards
 from vlmbatch.results.gathering import Gatherer
+from vlmbatch.results.generations import Generation
 from vlmbatch.results.output import Output
 from vlmbatch.results.store import NONCE_FILE
 from vlmbatch.run_file import RunFile
@@ -67,7 +69,10 @@ class Driver:
         boundaries: Sequence[int],
         report: ProgressReport,
         retry_codes: tuple[str, ...] | None = None,
+        generation: Generation | None = None,
     ) -> None:
+        """``retry_codes``: the rows stand, and only what failed of them is asked again.
+        ``generation``: so it is of those rows that are not added."""
         self._output = output
         self._run_file = run_file
         self._job = run_file.spec
@@ -75,6 +80,7 @@ class Driver:
         self._wanted = workers
         self._report = report
         self._retry_codes = retry_codes
+        self._generation = generation
         self._total = sum(map(len, pending))
         self._share = math.ceil(self._total / workers)
         small = math.ceil(self._share / LEASES_PER_SHARE)
@@ -90,7 +96,10 @@ class Driver:
         self._restarts: list[float] = []
         self._number = 0
         self._deaths_in_a_row = 0
-        self._gatherer = Gatherer(output) if retry_codes is None else None
+        # A patch that came after its part was written anew in this start would be taken for an
+        # old one: parts with rows that may be patched wait for the end.
+        before = output.view().committed if generation is None else Intervals()
+        self._gatherer = Gatherer(output, before) if retry_codes is None else None
         self._signals = 0
         self._said_how_many = False
         self.tally = Tally()
@@ -196,10 +205,15 @@ class Driver:
             left = max(0, state.progress.finished - len(rows))
             state.progress = replace(state.progress, finished=left)
         state.moved = self.tally.last_commit = time.monotonic()
-        self.tally.counts.add(Counts.from_json(message.counts))
         if not condemned:
             self._deaths_in_a_row = 0
-        if self._gatherer is not None:
+        self._count(rows, Counts.from_json(message.counts))
+
+    def _count(self, rows: Range, counts: Counts) -> None:
+        self.tally.counts.add(counts)
+        if self._generation is not None and not self._generation.is_added(rows.first):
+            self.tally.patched.add(counts)
+        elif self._gatherer is not None:
             self._gatherer.committed(rows)
 
     def _died(self, state: WorkerState, reason: str) -> None:
@@ -248,9 +262,7 @@ class Driver:
                 before = self._scheduler.left_of(worker)
                 self._scheduler.committed(worker, shard.rows)
                 if self._scheduler.left_of(worker) != before:
-                    self.tally.counts.add(shard.counts())
-                    if self._gatherer is not None:
-                        self._gatherer.committed(shard.rows)
+                    self._count(shard.rows, shard.counts())
 
     def _feed(self, name: str, state: WorkerState) -> None:
         rows = LEASES_PER_WORKER * self._lease_rows
@@ -307,10 +319,10 @@ class Driver:
 
     def _check_failures(self) -> None:
         """Stop early where more rows fail than are allowed, and many rows of this start have shown
-        it; a retry expects failures and never stops for them."""
+        it; what is asked again may well fail again, and stops nothing."""
         if self._retry_codes is not None:
             return
-        counts, rate = self.tally.counts, self._job.max_failure_rate
+        counts, rate = self.tally.counts.minus(self.tally.patched), self._job.max_failure_rate
         if rate < 1 and counts.rows >= EARLY_STOP_ROWS and counts.too_many_failed(rate):
             raise TooManyFailures
 

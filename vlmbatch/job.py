@@ -209,6 +209,15 @@ class JobSpec(Section):
         default_factory=list, description="manifest columns copied to the results; * is all"
     )
     limit: int | None = Field(None, ge=1, description="only the first so many rows")
+    incremental: bool = Field(
+        False, description="only rows whose id the output has not answered, start after start"
+    )
+    detect_changes: bool = Field(
+        False, description="incremental: ask anew where an image's ETag or size changed"
+    )
+    max_attempts: int = Field(
+        5, ge=1, le=100, description="incremental: ask again what failed for a cause that may pass"
+    )
     tasks: Annotated[list[TaskSpec], BeforeValidator(_as_tasks)] = Field(default_factory=list)
     system: str | None = Field(None, description="system prompt")
 

@@ -37,8 +37,11 @@ def with_judged(job: JobSpec, output: str) -> JobSpec:
         return job
     if len(job.tasks) > 1:
         raise UsageError("-t judge stands alone", hint="ask the other tasks in a run of their own")
-    if len(job.manifest) > 1 or job.include or job.exclude:
-        raise UsageError("-t judge takes one output, and all of it", hint=_HINT)
+    if len(job.manifest) > 1 or job.include or job.exclude or job.incremental:
+        raise UsageError(
+            "-t judge takes one output, and all of it: no --include, --exclude or --incremental",
+            hint=_HINT,
+        )
     store = open_store(job.manifest[0])
     if os.path.realpath(store.address) == os.path.realpath(open_store(output).address):
         raise UsageError(
@@ -59,6 +62,11 @@ def open_rows(job: JobSpec, stored: Mapping[str, Any] | None = None) -> Manifest
     store = open_store(job.manifest[0])
     judged = existing_run_file(store, hint=_HINT)
     check_read_through(store, judged)
+    if judged.is_incremental:
+        raise UsageError(
+            f"{store.place} grows by --incremental: its rows are not those of one manifest",
+            hint="-t judge takes the output of a run without --incremental",
+        )
     if store.is_locked():
         raise OutputLocked(
             f"a run is going on in {store.place}, whose answers are to be judged",

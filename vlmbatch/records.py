@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vlmbatch.errors import Failure
 from vlmbatch.grounding import Box, Point, Size
@@ -81,6 +81,22 @@ class LoadedImage:
     """Same key, same content: engines cache by it."""
     url: str | None = None
     """Where the endpoint fetches it by itself; then ``pixels`` and ``size`` are a stand-in."""
+
+    @classmethod
+    def of_size(cls, size: Size, given: Size) -> LoadedImage:
+        """Stands for an image of which only the sizes are known: all that reading an answer needs.
+        ``given``: what the model was given."""
+        return cls(cast("Image", _NoPixels(given.width, given.height)), size, "")
+
+
+@dataclass(frozen=True, slots=True)
+class _NoPixels:
+    width: int
+    height: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
 
 
 class TaskKind(StrEnum):

@@ -39,7 +39,7 @@ class Reopened:
     @property
     def rows(self) -> int:
         """How many rows the run has: those of the manifest up to its --limit."""
-        return min(self.manifest.rows, self.run_file.spec.limit or self.manifest.rows)
+        return self.manifest.rows_within(self.run_file.spec.limit)
 
     def appending(self, *, patch: bool = False) -> Appending:
         return Appending(
@@ -61,19 +61,27 @@ class Reopened:
 
 
 @contextmanager
-def reopened(folder: str, *, job: JobSpec | None = None) -> Iterator[Reopened]:
+def reopened(
+    folder: str, *, job: JobSpec | None = None, any_manifest: bool = False
+) -> Iterator[Reopened]:
     """Holds the output's lock meanwhile, under a new epoch; ``job``: the run's, with settings that
-    change no answer.
+    change no answer. ``any_manifest``: also where the output grows by --incremental.
 
     Raises UsageError where it is no output, or its manifest changed, and OutputLocked.
     """
     store = open_store(folder)
     run_file = existing_run_file(store)
     check_read_through(store, run_file)
+    if run_file.is_incremental and not any_manifest:
+        raise UsageError(
+            f"{folder} grows by --incremental: its rows are not those of one manifest",
+            hint="batch files are made of a run without --incremental",
+        )
     from vlmbatch.judged_output import open_rows  # which opens an output, too
 
-    manifest = open_rows(run_file.spec, run_file.manifest)
-    if manifest.identity != run_file.ask["manifest"]:
+    listing = None if run_file.is_incremental else run_file.manifest
+    manifest = open_rows(run_file.spec, listing)
+    if not run_file.is_incremental and manifest.identity != run_file.ask["manifest"]:
         raise UsageError(
             f"the manifest of {folder} changed since the run",
             hint="restore it; its rows are what the output is about",

@@ -26,7 +26,7 @@ from vlmbatch.models import ModelNotFound, folder_fingerprint, resolve_model
 from vlmbatch.reading import Reading, read_half, reading_of
 from vlmbatch.records import Sampling, TaskKind
 from vlmbatch.results.schema import RESULT_SCHEMA, result_schema
-from vlmbatch.run_file import RunFile
+from vlmbatch.run_file import INCREMENTAL, RunFile
 from vlmbatch.tasks import PLACEHOLDERS, Ask, Task, make_task, sampling_of
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM-500M-Instruct"
@@ -63,6 +63,7 @@ class Resolved:
     warnings: list[str]
     notes: list[str]
     """What was decided for this start, and why; said, and not stored."""
+    asking: Asking
 
 
 def asking_of(job: JobSpec, manifest: Manifest, config: Mapping[str, Any]) -> Asking:
@@ -149,6 +150,7 @@ def resolve(job: JobSpec, manifest: Manifest, stored: RunFile | None) -> Resolve
         read_half(job, asking.reading),
         warnings,
         notes,
+        asking,
     )
 
 
@@ -225,7 +227,7 @@ def _with_engine_and_model(
     except ModelNotFound as error:
         if not fallback:
             raise
-        rows = min(manifest.rows, job.limit or manifest.rows)
+        rows = manifest.rows_within(job.limit)
         if rows > DEMO_ROWS:
             raise UsageError(
                 f"{error.message}, and the bundled demo model stands in for at most "
@@ -302,7 +304,7 @@ def _ask(
 ) -> dict[str, Any]:
     """What the model is given. A resume with any difference is refused, field by field."""
     ask: dict[str, Any] = {
-        "manifest": manifest.identity,
+        "manifest": INCREMENTAL if job.incremental else manifest.identity,
         "columns": dict(sorted(job.columns.items())),
         "carry": sorted(job.carry),
         "system": job.system,

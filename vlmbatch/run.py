@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,38 @@ from vlmbatch.engines import asked_settings, check_engine
 from vlmbatch.errors import FingerprintMismatch, RunStopped, UsageError
 from vlmbatch.executors import Executor
 from vlmbatch.executors.choice import NoWorkers, check_executor, choose_executor, make_executor
+from vlmbatch.incremental.nights import note_night
+from vlmbatch.incremental.planning import (
+    Wanted,
+    begin_generation,
+    check_same_folder,
+    night_of,
+    to_ask,
+)
+from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec, check_same_ask
 from vlmbatch.judged_output import open_rows, with_judged
 from vlmbatch.manifest import Manifest
+from vlmbatch.manifest.identities import check_identifiable
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.reopen import check_read_through, existing_run_file, reopened
-from vlmbatch.resolve import Resolved, asking_of, resolve
-from vlmbatch.results.files import is_part_name, list_shards
+from vlmbatch.resolve import Asking, Resolved, resolve
+from vlmbatch.results.files import Counts, is_part_name, list_shards
 from vlmbatch.results.gathering import gather_all
+from vlmbatch.results.generations import Generation
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
-from vlmbatch.results.store import SHARDS, STATUS_FILE, Store, open_store
-from vlmbatch.run_file import RunFile, new_run_id, now, read_run_file, write_run_file
+from vlmbatch.results.store import GENERATIONS, SHARDS, STATUS_FILE, Store, open_store
+from vlmbatch.run_file import INCREMENTAL, RunFile, new_run_id, now, read_run_file, write_run_file
 from vlmbatch.storage import is_local
 from vlmbatch.summary import INTERRUPTED, TOO_MANY_FAILED, Summary, summarise
 from vlmbatch.tally import Tally
 from vlmbatch.terminal import say, stdout_to
 
 _TOO_MANY = "more rows failed than --max-failure-rate allows"
+_BAD_ROW = "with --incremental, one id is one row, and these became bad_row"
 
 
 @dataclass(frozen=True)
@@ -52,18 +65,23 @@ class Start:
     def notes(self) -> tuple[str, ...]:
         return (*self.manifest.notes, *self.resolved.notes)
 
-    @property
+    @cached_property
     def output(self) -> Output | None:
         """What earlier starts have committed; None where there is nothing to resume."""
-        return None if self.stored is None else _output(self.store, self.stored, self.manifest)
+        return None if self.stored is None else self.output_of(self.stored)
 
-    @property
+    def output_of(self, run_file: RunFile) -> Output:
+        schema = self.resolved.asking.schema
+        return Output(self.store, run_file.run, run_file.part_rows, schema)
+
+    @cached_property
     def pending(self) -> list[Range]:
-        """The rows that are still to be asked about."""
-        rows = min(self.manifest.rows, self.resolved.job.limit or self.manifest.rows)
-        whole = [Range(0, rows)] if rows else []
-        found = self.output
-        return whole if found is None else _pending(found, self.manifest, self.resolved.job.limit)
+        """The rows of the manifest that are still to be asked about."""
+        job = self.resolved.job
+        if not job.incremental:
+            return _pending(self.output, self.manifest, job.limit)
+        asking = self.resolved.asking
+        return to_ask(self.output, self.manifest, asking.columns, job, night_of(job))
 
 
 def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) -> Start:
@@ -71,6 +89,8 @@ def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) 
     check_executor(job)
     store = open_store(output_folder(job))
     command = _without_secrets(command, job)
+    if job.detect_changes and not job.incremental:
+        raise UsageError("--detect-changes is for --incremental", hint="give both, or neither")
     as_named = job = with_judged(job, store.place)
     job = job.model_copy(update={"manifest": [_absolute(path) for path in job.manifest]})
     if not overwrite:
@@ -78,6 +98,10 @@ def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) 
     stored = None if overwrite else _begun(store)
     manifest = open_rows(as_named, _same_listing(job, stored))
     resolved = resolve(job, manifest, stored)
+    if job.incremental:
+        check_identifiable(manifest, resolved.asking.columns)
+        if stored is not None:
+            check_same_folder(stored.manifest["folder"], manifest, resolved.asking.columns)
     if overwrite:
         check_ours(store)
     else:
@@ -89,6 +113,11 @@ def run(
     job: JobSpec, *, overwrite: bool = False, prepare: bool = False, command: Sequence[str] = ()
 ) -> Summary:
     """The main job. Run again to resume. ``prepare``: all but the asking."""
+    if prepare and job.incremental:
+        raise UsageError(
+            "--prepare and --incremental do not go together",
+            hint="leave one out: batch files are made of a manifest that stays as it is",
+        )
     start = look(job, overwrite=overwrite, command=command)
     store, manifest, resolved = start.store, start.manifest, start.resolved
     for note in start.notes:
@@ -98,7 +127,7 @@ def run(
         stored = None if overwrite else _begun(store)  # as it is now that it is ours
         _check_same(stored, resolved, command, store)
         run_file = _run_file(resolved, manifest, stored)
-        output = _output(store, run_file, manifest)
+        output = start.output_of(run_file)
         epoch = 0 if overwrite else output.view().epoch
         run_file = replace(run_file, epoch=max(run_file.epoch, epoch) + 1)
         write_run_file(store, run_file)
@@ -106,15 +135,14 @@ def run(
             _delete_results(store)
         store.clean_tmp()
         output.delete_strays()
+        resumed = stored is not None
         if prepare:
-            return _prepared(output, run_file, manifest, resumed=stored is not None)
-        return _work(
-            output,
-            run_file,
-            manifest,
-            pending=_pending(output, manifest, run_file.spec.limit),
-            resumed=stored is not None,
-        )
+            return _prepared(output, run_file, manifest, resumed=resumed)
+        if resolved.job.incremental:
+            wanted = night_of(resolved.job)
+            return _night(output, run_file, manifest, resolved.asking, wanted, resumed=resumed)
+        todo = _todo(output, manifest, run_file.spec.limit)
+        return _work(output, run_file, manifest, todo, resumed=resumed)
 
 
 def retry(
@@ -134,18 +162,16 @@ def retry(
     job = job.model_copy(update={**changes, "engine": engine})
     check_executor(job)
     with (
-        reopened(folder, job=job) as opened,
+        reopened(folder, job=job, any_manifest=True) as opened,
         stdout_to(opened.output.store.logs / "stdout.log"),
     ):
-        pending = list(FailedResults(opened.output, set(codes)).ranges(job.checkpoint_rows))
-        return _work(
-            opened.output,
-            opened.run_file,
-            opened.manifest,
-            pending=pending,
-            resumed=True,
-            retry_codes=codes,
-        )
+        output, run_file, manifest = opened.output, opened.run_file, opened.manifest
+        if run_file.is_incremental:
+            wanted = Wanted(codes, None, new=False)
+            return _night(output, run_file, manifest, opened.asking, wanted, retry_codes=codes)
+        pending = list(FailedResults(output, set(codes)).ranges(job.checkpoint_rows))
+        todo = Todo(pending, list(manifest.boundaries()), None, sum(map(len, pending)))
+        return _work(output, run_file, manifest, todo, retry_codes=codes)
 
 
 def output_folder(job: JobSpec) -> str:
@@ -167,13 +193,12 @@ def _prepared(output: Output, run_file: RunFile, manifest: Manifest, *, resumed:
     """The output stands, and nothing was asked."""
     if not resumed:
         output.store.write_json(STATUS_FILE, {"state": "prepared", "updated": now()})
-    total = min(manifest.rows, run_file.spec.limit or manifest.rows)
-    there = output.counts()
+    total = manifest.rows_within(run_file.spec.limit)
     return summarise(
         run_file,
         Tally(),
-        there,
-        there,
+        Counts(),
+        output.counts(),
         rows=total,
         skipped=total - sum(map(len, _pending(output, manifest, run_file.spec.limit))),
         executor="none",
@@ -187,50 +212,100 @@ def _prepared(output: Output, run_file: RunFile, manifest: Manifest, *, resumed:
     )
 
 
+@dataclass(frozen=True)
+class Todo:
+    """What a start has to do."""
+
+    pending: list[Range]
+    """Rows of the output, ascending; where some are asked again, with others between them."""
+    boundaries: list[int]
+    """Rows at which it is cheap to begin to read."""
+    rows: int | None
+    """That the start is about, asked or not; None: those that are asked again."""
+    asked: int
+    generation: Generation | None = None
+
+
+def _todo(output: Output, manifest: Manifest, limit: int | None) -> Todo:
+    pending = _pending(output, manifest, limit)
+    rows = manifest.rows_within(limit)
+    return Todo(pending, list(manifest.boundaries()), rows, sum(map(len, pending)))
+
+
+def _night(
+    output: Output,
+    run_file: RunFile,
+    manifest: Manifest,
+    asking: Asking,
+    wanted: Wanted,
+    *,
+    resumed: bool = True,
+    retry_codes: tuple[str, ...] | None = None,
+) -> Summary:
+    """One start of an incremental run: what it has to do is planned and written down, then done."""
+    began = begin_generation(output, run_file, manifest, asking.columns, wanted)
+    run_file = replace(run_file, generation=began.number, manifest=manifest.to_json())
+    write_run_file(output.store, run_file)
+    if began.number is None:
+        pending, boundaries = [], []
+    else:
+        pending = began.pending(run_file.spec.checkpoint_rows, run_file.part_rows)
+        boundaries = list(began.selection.boundaries(list(manifest.boundaries())))
+        output = replace(output, patched_since=run_file.epoch)
+    generation = began.selection.generation
+    rows = None
+    if retry_codes is None:
+        rows = manifest.rows_within(run_file.spec.limit) + generation.counts.get("gone", 0)
+    todo = Todo(pending, boundaries, rows, generation.asked, generation)
+    summary = _work(output, run_file, manifest, todo, resumed=resumed, retry_codes=retry_codes)
+    if began.number is not None:
+        note_night(output.store, began.number, summary)
+    return summary
+
+
 def _work(
     output: Output,
     run_file: RunFile,
     manifest: Manifest,
+    todo: Todo,
     *,
-    pending: list[Range],
-    resumed: bool,
+    resumed: bool = True,
     retry_codes: tuple[str, ...] | None = None,
 ) -> Summary:
     """Run what is pending, gather, and sum up."""
     job = run_file.spec
     before = output.counts()
-    todo = sum(map(len, pending))
-    name, workers = choose_executor(job, todo)
+    name, workers = choose_executor(job, todo.asked)
     for warning in run_file.warnings:
         say(f"Warning: {warning}")
-    total = min(manifest.rows, job.limit or manifest.rows)
-    skipped = total - todo if retry_codes is None else 0
+    skipped = 0 if todo.rows is None else todo.rows - todo.asked
     executor: Executor = NoWorkers()
-    if todo:
-        executor, workers = make_executor(name, job, output.store, workers, todo)
-    _announce(run_file, manifest, todo, skipped, name, workers, output)
+    if todo.asked:
+        executor, workers = make_executor(name, job, output.store, workers, todo.asked)
+    _announce(run_file, manifest, todo.asked, skipped, name, workers, output)
     report = ProgressReport(
         output.store,
-        total=todo,
+        total=todo.asked,
         skipped=skipped,
         label=job.tasks[0].name,
-        earlier=_earlier(output.store, goes_on=not todo or retry_codes is not None),
+        earlier=_earlier(output.store, goes_on=not todo.asked or retry_codes is not None),
     )
     driver = Driver(
         output=output,
         run_file=run_file,
         executor=executor,
         workers=workers,
-        pending=pending,
-        boundaries=list(manifest.boundaries()),
+        pending=todo.pending,
+        boundaries=todo.boundaries,
         report=report,
         retry_codes=retry_codes,
+        generation=todo.generation,
     )
     state, code, reason = "stopped", 1, ""
     try:
         driver.run()
         gather_all(output, whole_only=False)
-        state, code = "finished" if _is_whole(output, total) else "interrupted", 0
+        state, code = "finished" if _is_whole(output, todo) else "interrupted", 0
     except Interrupted:
         state, code = "interrupted", INTERRUPTED
     except TooManyFailures:
@@ -244,18 +319,21 @@ def _work(
         with contextlib.suppress(RunStopped):
             output.store.clean_tmp()
             report.write_status(state, driver.tally, {}, reason)
-    after = output.counts()
-    if code == 0 and after.too_many_failed(job.max_failure_rate):
+    after, tally = output.counts(), driver.tally
+    nightly = todo.generation is not None and retry_codes is None
+    judged = tally.counts.minus(tally.patched) if nightly else after
+    if code == 0 and judged.too_many_failed(job.max_failure_rate):
         code, reason = TOO_MANY_FAILED, _TOO_MANY
     warnings = list(run_file.warnings)
     if state == "finished" and retry_codes is None:
-        warnings += _about_the_manifest(output, total)
+        warnings += _about_the_manifest(output, todo)
+    plain = todo.generation is None and retry_codes is None
     return summarise(
         run_file,
-        driver.tally,
+        tally,
+        after.minus(before) if plain else tally.counts,
         before,
-        after,
-        rows=total if retry_codes is None else driver.tally.counts.rows,
+        rows=tally.counts.rows if todo.rows is None else todo.rows,
         skipped=skipped,
         executor=name,
         workers=workers,
@@ -278,25 +356,34 @@ def _earlier(store: Store, *, goes_on: bool) -> dict[str, Any]:
     return status if goes_on or status.get("state") != "finished" else {}
 
 
-def _about_the_manifest(output: Output, rows: int) -> list[str]:
-    if not rows:
+def _about_the_manifest(output: Output, todo: Todo) -> list[str]:
+    if not todo.rows:
         return ["the manifest has no rows: nothing was asked"]
+    if todo.generation is not None:
+        again = todo.generation.counts.get("repeated", 0)
+        has = "row has" if again == 1 else "rows have"
+        return [f"{again:,} {has} the id of an earlier row: {_BAD_ROW}"] if again else []
     repeated = repeated_ids(output)
     if not repeated:
         return []
-    among = f" (of the first {MAX_ROWS:,} rows)" if rows > MAX_ROWS else ""
+    among = f" (of the first {MAX_ROWS:,} rows)" if todo.rows > MAX_ROWS else ""
     has = "row has" if repeated == 1 else "rows have"
     return [f"{repeated:,} {has} the id of an earlier row{among}: tell them apart by `row`"]
 
 
-def _is_whole(output: Output, rows: int) -> bool:
+def _is_whole(output: Output, todo: Todo) -> bool:
     """A retry may end with rows that were never asked."""
-    return not rows or output.view().committed.covers(Range(0, rows))
+    committed = output.view().committed
+    rows = todo.rows or 0
+    if todo.generation is not None:
+        rows = max((each.stop for each in committed), default=0)
+    return not rows or committed.covers(Range(0, rows))
 
 
-def _pending(output: Output, manifest: Manifest, limit: int | None) -> list[Range]:
-    rows = min(manifest.rows, limit or manifest.rows)
-    return output.view().committed.missing(Range(0, rows)) if rows else []
+def _pending(output: Output | None, manifest: Manifest, limit: int | None) -> list[Range]:
+    rows = manifest.rows_within(limit)
+    committed = Intervals() if output is None else output.view().committed
+    return committed.missing(Range(0, rows)) if rows else []
 
 
 def _absolute(path: str) -> str:
@@ -318,7 +405,7 @@ def _begun(store: Store) -> RunFile | None:
 
 def _same_listing(job: JobSpec, stored: RunFile | None) -> dict[str, Any] | None:
     """What a folder or glob stood for when the run began, if the same is asked for now."""
-    if stored is None:
+    if stored is None or job.incremental:
         return None
     before = stored.spec
     same = all(
@@ -333,6 +420,7 @@ def _run_file(resolved: Resolved, manifest: Manifest, stored: RunFile | None) ->
         # The same manifest may be elsewhere by now: workers read it where it is.
         return stored.started_again(
             job=job,
+            ask=resolved.ask,
             model=resolved.model,
             manifest=manifest.to_json(),
             variables=list(resolved.job.variables),
@@ -352,16 +440,12 @@ def _run_file(resolved: Resolved, manifest: Manifest, stored: RunFile | None) ->
     ).started_again()
 
 
-def _output(store: Store, run_file: RunFile, manifest: Manifest) -> Output:
-    asking = asking_of(run_file.spec, manifest, run_file.model["config"])
-    return Output(store, run_file.run, run_file.part_rows, asking.schema)
-
-
 def _delete_results(store: Store) -> None:
     """--overwrite, under the lock: what earlier runs wrote here, and nothing else."""
     parts = [entry.name for entry in store.entries() if is_part_name(entry.name)]
     shards = [entry.name for entry in store.entries(SHARDS) if entry.name.endswith(".arrow")]
-    store.delete([*parts, *(f"{SHARDS}/{name}" for name in shards), STATUS_FILE])
+    nights = [f"{GENERATIONS}/{entry.name}" for entry in store.entries(GENERATIONS)]
+    store.delete([*parts, *(f"{SHARDS}/{name}" for name in shards), *nights, STATUS_FILE])
 
 
 def _check_same(
@@ -370,7 +454,15 @@ def _check_same(
     """Raises FingerprintMismatch where the output, if there is one, is of another job."""
     if stored is None:
         return
-    check_same_ask(stored.ask, resolved.ask, retry_with=_elsewhere(command, store.place))
+    asked_before = stored.ask
+    if resolved.job.incremental:  # of a run over one manifest, too: its answers have ids
+        asked_before = {**stored.ask, "manifest": INCREMENTAL}
+    elif stored.is_incremental:
+        raise FingerprintMismatch(
+            f"{store.place} grows by --incremental",
+            hint="add --incremental to go on with it, or give another -o",
+        )
+    check_same_ask(asked_before, resolved.ask, retry_with=_elsewhere(command, store.place))
     changed = [key for key, now_is in resolved.read.items() if stored.read.get(key) != now_is]
     if changed:
         again = ["vlmbatch", "reparse", store.place]

@@ -14,6 +14,9 @@ from vlmbatch.job import JobSpec
 from vlmbatch.placeholders import PLACES, by_name, by_value, values_of
 from vlmbatch.results.store import RUN_FILE, Store
 
+INCREMENTAL = "grows by --incremental"
+"""Stands in ``ask`` for the identity of the manifest."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
@@ -42,6 +45,12 @@ class RunFile:
     they hold, and whoever reads it looks in its own environment."""
     rereading: bool = False
     """A ``reparse`` has begun and not ended: some answers are read as ``read`` says, some not."""
+    generation: int | None = None
+    """Of an incremental run: what the newest start has to do; None where there was nothing."""
+
+    @property
+    def is_incremental(self) -> bool:
+        return bool(self.ask.get("manifest") == INCREMENTAL)
 
     @property
     def spec(self) -> JobSpec:

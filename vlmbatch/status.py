@@ -7,10 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 from vlmbatch.errors import RunStopped, UsageError
+from vlmbatch.incremental.nights import describe_nights, last_nights
+from vlmbatch.results.generations import open_selection
 from vlmbatch.results.output import Output
 from vlmbatch.results.schema import RESULT_SCHEMA
 from vlmbatch.results.store import STATUS_FILE, Store, open_store
-from vlmbatch.run_file import read_run_file
+from vlmbatch.run_file import RunFile, read_run_file
 
 
 def status_of(output: str | Store) -> dict[str, Any]:
@@ -31,6 +33,8 @@ def status_of(output: str | Store) -> dict[str, Any]:
     total = sum(file["rows"] for file in run_file.manifest["files"])
     limit = run_file.spec.limit
     total = max(counts.rows, min(total, limit)) if limit else total
+    if run_file.is_incremental:  # its manifest is tonight's, and has what is answered, or not
+        total = max(counts.rows, _planned(store, run_file))
     state = latest.get("state", "started")
     unfinished = state in ("started", "running") or (state == "finished" and counts.rows < total)
     running = running or (unfinished and store.is_locked())  # it may have begun meanwhile
@@ -38,6 +42,9 @@ def status_of(output: str | Store) -> dict[str, Any]:
         state = "running"
     elif unfinished:
         state = "killed"  # before it could say anything else
+    nights = last_nights(store) if run_file.is_incremental else []
+    if running and nights and nights[-1]["ended"] is None:
+        nights[-1]["state"] = "running"
     seconds = latest.get("seconds")
     rate = latest.get("rows_per_second", 0.0)
     if seconds and not running:  # else that of the newest start says more
@@ -62,12 +69,23 @@ def status_of(output: str | Store) -> dict[str, Any]:
         "engine": run_file.spec.engine.name,
         "tasks": [task.name for task in run_file.spec.tasks],
         "workers": latest.get("workers", {}) if running else {},
+        "nights": nights,
         "updated": latest.get("updated", run_file.created),
         "created": run_file.created,
         "began": latest.get("began", run_file.created),
         "ended": None if running or state == "killed" else latest.get("ended"),
         "seconds": seconds,
     }
+
+
+def _planned(store: Store, run_file: RunFile) -> int:
+    """Rows of an incremental output, once its newest start is through."""
+    if run_file.generation is None:
+        return 0
+    with suppress(RunStopped):
+        added = open_selection(store, run_file.generation).generation.added
+        return max((rows.stop for rows in added), default=0)
+    return 0
 
 
 class NoOutput(UsageError):
@@ -114,7 +132,11 @@ def describe(found: dict[str, Any]) -> str:
             f"  {found['seconds']:,.1f} s of computing ({found['rows_per_second']:,.1f} rows/s), "
             f"began {found['began']}" + (f", ended {found['ended']}" if found["ended"] else "")
         )
-    if found["state"] != "running" and found["done"] < found["rows"]:
+    if found["nights"]:
+        lines += ["  the last starts that had something to do:", *describe_nights(found["nights"])]
+    if found["state"] == "killed" or (
+        found["state"] != "running" and found["done"] < found["rows"]
+    ):
         raised = "--max-failure-rate" in found["reason"]
         how = ", with a higher --max-failure-rate," if raised else ""
         how = " without --prepare" if found["state"] == "prepared" else how

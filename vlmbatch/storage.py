@@ -8,7 +8,9 @@ from a job.
 from __future__ import annotations
 
 import errno
+import io
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
@@ -19,10 +21,56 @@ from vlmbatch.errors import UsageError
 _SCHEME = re.compile(r"(?:file|data)(?=:)|[a-z][a-z0-9+.-]*(?=://|::)", re.IGNORECASE)
 PAGE = re.compile(r"#page=([0-9]{1,6})$")
 """The end of a URI that means one page of a document, counted from 1."""
+UNCHANGED = (  # by without_secrets: nothing in it that is secret, or that urlsplit writes otherwise
+    r"[^:]*|[a-z][a-z0-9+.-]*://[A-Za-z0-9_.-]+(?::[0-9]+)?(?:/[^?#:\t\r\n]*)?"
+)
+_UNCHANGED = re.compile(UNCHANGED)
 _CHAINED = re.compile(r"::(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}
 EXTRAS |= {"abfss": "azure", "adl": "azure", "hf": "hub"}
 """Which extra of this package brings the library of a scheme."""
+
+
+class RangedFile(io.RawIOBase):
+    """A seekable file of ``size`` bytes whose bytes come from elsewhere, by ranges."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self._at = 0
+
+    @abstractmethod
+    def bytes_of(self, first: int, stop: int) -> bytes:
+        """All of these; ``stop`` is within the file."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """So many bytes; fewer only at the end."""
+        first = self._at
+        stop = self.size if size is None or size < 0 else min(self.size, first + size)
+        if first >= stop:
+            return b""
+        data = self.bytes_of(first, stop)
+        self._at = stop
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def scheme_of(uri: str) -> str | None:
@@ -41,10 +89,12 @@ def without_secrets(uri: str) -> str:
 
     ``abfs://container@account...`` keeps its container, which is no secret.
     """
-    scheme = scheme_of(uri)
-    if scheme == "data":
+    if uri[:5].lower() == "data:":
         return uri[: uri.find(",")] if "," in uri else uri  # never a copy of what may be a gigabyte
-    if scheme is None or "://" not in uri:
+    if "://" not in uri or _UNCHANGED.fullmatch(uri):  # most are so, and splitting is slow
+        return uri
+    scheme = scheme_of(uri)
+    if scheme is None:
         return uri
     if chained := _CHAINED.search(uri):  # zip://member::https://user:key@host/file.zip?signature
         return f"{uri[: chained.end()]}{without_secrets(uri[chained.end() :])}"

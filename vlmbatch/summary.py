@@ -94,8 +94,8 @@ def _more_attempts(attempts: dict[str, int]) -> str:
 def summarise(
     run_file: RunFile,
     tally: Tally,
+    done: Counts,
     before: Counts,
-    after: Counts,
     *,
     rows: int,
     skipped: int,
@@ -109,8 +109,7 @@ def summarise(
     state: str = "finished",
     reason: str = "",
 ) -> Summary:
-    """``before`` and ``after`` count the whole output; the summary is of what this start added."""
-    done = tally.counts if is_retry else after.minus(before)
+    """``done``: what this start has added or asked again; ``before``: the output as it was."""
     if before.failed_rows and not is_retry:
         warnings.append(
             f"{before.failed_rows:,} rows failed in an earlier run; to ask them again: "

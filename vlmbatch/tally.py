@@ -33,6 +33,8 @@ class Tally:
 
     counts: Counts = field(default_factory=Counts)
     """Of what was committed."""
+    patched: Counts = field(default_factory=Counts)
+    """Of these, what was committed of rows that had results before."""
     tokens: int = 0
     """Of completions, committed or not."""
     deaths: int = 0

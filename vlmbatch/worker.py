@@ -35,6 +35,7 @@ from vlmbatch.errors import (
 )
 from vlmbatch.grounding import Size
 from vlmbatch.images.budget import Reservation
+from vlmbatch.incremental.rows import SelectedRows, earlier_of
 from vlmbatch.intervals import Intervals
 from vlmbatch.manifest import Manifest, RowStream
 from vlmbatch.messages import Broken, Committed, Drain, Ended, Message, Progress, Ready, Setup, Work
@@ -42,8 +43,9 @@ from vlmbatch.placeholders import Hiding, hide
 from vlmbatch.records import Range, Result, Row
 from vlmbatch.resolve import Asking, asking_of
 from vlmbatch.results.files import write_shard
+from vlmbatch.results.generations import Selection, open_selection
 from vlmbatch.results.output import Output
-from vlmbatch.results.retry import FailedResults
+from vlmbatch.results.retry import Earlier, FailedResults, asked_anew
 from vlmbatch.results.schema import to_batch
 from vlmbatch.results.store import NONCE_FILE, Store, open_store
 from vlmbatch.run_file import RunFile, read_run_file
@@ -112,9 +114,17 @@ class Worker:
         self._loader = make_loader(
             job, self._asking.family, base=self._manifest.folder, threads=self._threads
         )
-        self._stream = RowStream(self._manifest, self._asking.columns)
-        failed = FailedResults(self._output(), set(setup.codes)) if setup.retry else None
-        self._answering = Answering(self._asking, self._loader, self._engine, failed)
+        self._rows_source: RowStream | SelectedRows
+        self._rows_source = RowStream(self._manifest, self._asking.columns)
+        self._selection: Selection | None = None
+        earlier: Earlier = asked_anew
+        if self._run_file.generation is not None:
+            self._selection = open_selection(self._store, self._run_file.generation)
+            self._rows_source = SelectedRows(self._rows_source, self._selection)
+            earlier = earlier_of(self._selection, self._output())
+        elif setup.retry:
+            earlier = FailedResults(self._output(), set(setup.codes)).attempts
+        self._answering = Answering(self._asking, self._loader, self._engine, earlier)
         self._open: dict[int, OpenLease] = {}
         self._rows: set[asyncio.Task[None]] = set()
         fetched = self._asking.columns.images_as_uris  # little is held of a row that waits
@@ -231,9 +241,13 @@ class Worker:
     async def _feed(self, leases: asyncio.Queue[Work]) -> None:
         while True:
             work = await leases.get()
-            lease = OpenLease(work, work.first)
+            rows = Range(work.first, work.stop)
+            absent = self._rows_source.absent(rows)
+            lease = OpenLease(work, work.first, {row: [] for row in absent})
             self._open[work.lease] = lease
-            async for row in self._rows_of(Range(work.first, work.stop)):
+            if absent:  # a row that kills must be the first one that is left
+                await self._commit(lease)
+            async for row in self._rows_of(rows):
                 if work.mode == Mode.NORMAL:
                     await self._in_flight.acquire()
                     await self._loading.acquire()
@@ -269,7 +283,7 @@ class Worker:
     async def _rows_of(self, wanted: Range) -> AsyncIterator[Row]:
         """The rows, read in a thread a few at a time."""
         loop = asyncio.get_running_loop()
-        rows = self._stream.rows(wanted)
+        rows = self._rows_source.rows(wanted)
         while True:
             some = await loop.run_in_executor(self._reader, partial(_some, rows))
             if not some:
@@ -317,8 +331,12 @@ class Worker:
                     self._emit(await self._commit_rows(lease, rows))
 
     def _write(self, results: list[Result], rows: Range) -> dict[str, object]:
-        if not results:  # a retry, and nothing in these rows had failed
+        if not results:  # nothing in these rows is asked again
             return {}
+        patch, anew = self._setup.retry, []
+        if self._selection is not None:
+            patch = not self._selection.generation.is_added(rows.first)
+            anew = self._selection.anew(rows) if patch else []
         batch: pa.RecordBatch = to_batch(
             results, model=self._run_file.model["label"], schema=self._asking.schema
         )
@@ -328,7 +346,8 @@ class Worker:
             run=self._run_file.run,
             epoch=self._setup.epoch,
             rows=rows,
-            patch=self._setup.retry,
+            patch=patch,
+            anew=anew,
         )
         return counts.to_json()
 

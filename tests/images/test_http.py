@@ -260,6 +260,13 @@ def test_so_many_requests_at_once_go_to_one_host():
         (format_datetime(datetime.now(UTC) + timedelta(days=1)), MAX_RETRY_AFTER),
         (format_datetime(datetime.now(UTC) - timedelta(days=1)), 0),
     ],
+    ids=[
+        "seconds",
+        "too many",
+        "negative",
+        "a day to come",
+        "a day past",
+    ],  # the same in each worker
 )
 def test_retry_after_is_heard_within_bounds(value: str, seconds: float):
     async def scene():

@@ -1,5 +1,7 @@
 """Which columns mean what; how a record becomes a row; what a row's default id depends on."""
 
+from urllib.parse import urlsplit, urlunsplit
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest.columns import Columns, choose_columns, default_id, row_of
 from vlmbatch.records import ImageRef
-from vlmbatch.storage import without_secrets
+from vlmbatch.storage import UNCHANGED, without_secrets
 
 HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -216,3 +218,12 @@ def test_a_row_comes_of_any_record(image, asked):
 def test_pictures_inside_data_uris_have_ids_of_their_own() -> None:
     first, second = (default_id([ImageRef(uri=f"data:image/png;base64,{c}")], {}) for c in "AB")
     assert first != second
+
+
+@examples(max_examples=300)
+@given(st.from_regex(rf"\A(?:{UNCHANGED})\Z"))
+def test_what_is_passed_by_as_unchanged_is_what_splitting_leaves(uri):
+    parts = urlsplit(uri)
+    if "://" in uri and not uri.startswith("data:"):
+        rebuilt = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        assert without_secrets(uri) == uri == rebuilt

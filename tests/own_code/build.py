@@ -37,6 +37,15 @@ class StandIn:
     weights: dict[str, int] = field(default_factory=dict)
 
 
+QWEN_VL = StandIn(
+    "modeling_qwen",
+    "qwen",
+    "QWenConfig",
+    "QWenLMHeadModel",
+    more={"visual": {"image_size": 448, "image_start_id": 259}},
+    tokenizer=False,
+)
+
 STAND_INS = {
     "moondream2": StandIn(
         "hf_moondream",
@@ -62,22 +71,8 @@ STAND_INS = {
         "CogVLMForCausalLM",
         more={"vision_config": {"image_size": 490, "patch_size": 14}},
     ),
-    "Qwen-VL-Chat": StandIn(
-        "modeling_qwen",
-        "qwen",
-        "QWenConfig",
-        "QWenLMHeadModel",
-        more={"visual": {"image_size": 448, "image_start_id": 259}},
-        tokenizer=False,
-    ),
-    "Qwen-VL": StandIn(
-        "modeling_qwen",
-        "qwen",
-        "QWenConfig",
-        "QWenLMHeadModel",
-        more={"visual": {"image_size": 448, "image_start_id": 259}},
-        tokenizer=False,
-    ),
+    "Qwen-VL-Chat": QWEN_VL,
+    "Qwen-VL": QWEN_VL,
     "Molmo-7B-D-0924": StandIn(
         "modeling_molmo",
         "molmo",

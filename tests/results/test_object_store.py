@@ -30,7 +30,7 @@ from vlmbatch.errors import OutputLocked, OutputNotOurs, RunStopped, UsageError
 from vlmbatch.records import Range
 from vlmbatch.results import lease
 from vlmbatch.results.files import list_parts, list_shards, write_part, write_shard
-from vlmbatch.results.object_store import BLOCKS, ObjectStore, RangeFile
+from vlmbatch.results.object_store import BLOCKS, BlocksFile, ObjectStore
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.schema import RESULT_SCHEMA, to_batch
 from vlmbatch.results.store import LOCK_FILE, LocalStore, open_store
@@ -147,7 +147,7 @@ def test_reading_by_ranges_gives_the_bytes_of_the_file(data, size, block):
         fetched.append((start, stop))
         return content[start:stop]
 
-    file = RangeFile(fetch, size, block)
+    file = BlocksFile(fetch, size, block)
     for _ in range(data.draw(st.integers(1, 8))):
         at, count = data.draw(st.integers(0, size + 5)), data.draw(st.integers(-1, size + 5))
         file.seek(at)

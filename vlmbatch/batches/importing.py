@@ -26,6 +26,7 @@ from vlmbatch.records import Completion, ImageRef, LoadedImage, Range, Request, 
 from vlmbatch.reopen import Reopened, existing_run_file, joined, reopened
 from vlmbatch.results.files import Counts
 from vlmbatch.results.gathering import gather_all
+from vlmbatch.results.retry import asked_anew
 from vlmbatch.results.store import open_store
 from vlmbatch.summary import TOO_MANY_FAILED
 
@@ -177,8 +178,11 @@ def _answering(opened: Reopened, lines: dict[tuple[int, int], Line], *, again: b
     size = next(iter(lines.values())).id.size
     loader: Loader = ImageUrls()
     if size is not None:
-        loader = _RecordedSize(size, asking.family.target(size))
-    return Answering(asking, loader, _LinesEngine(lines), opened.failed if again else None)
+        given = asking.family.prepare(_blank(asking.family.target(size)))
+        loader = _RecordedSize(size, Size(*given.size))
+    return Answering(
+        asking, loader, _LinesEngine(lines), opened.failed.attempts if again else asked_anew
+    )
 
 
 class _LinesEngine:
@@ -203,10 +207,10 @@ class _LinesEngine:
 
 
 class _RecordedSize:
-    """Loads blank images of the size that the custom_id recorded: answers are read by it."""
+    """Stands for images of the size that the custom_id recorded: answers are read by it."""
 
     def __init__(self, size: Size, given: Size) -> None:
-        self._image = LoadedImage(_blank(given), size, "")
+        self._image = LoadedImage.of_size(size, given)
 
     async def admit(self, refs: Sequence[ImageRef]) -> None:
         pass
@@ -222,7 +226,7 @@ class _RecordedSize:
 
 @lru_cache(maxsize=4)
 def _blank(size: Size) -> Image.Image:
-    return Image.new("L", (size.width, size.height))
+    return Image.new("RGB", (size.width, size.height))
 
 
 def _sum_up(

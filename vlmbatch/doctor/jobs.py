@@ -26,7 +26,7 @@ from vlmbatch.judged_output import open_rows
 from vlmbatch.models import ModelNotFound, ResolvedModel, resolve_model
 from vlmbatch.planning.rows import RowsToDo
 from vlmbatch.planning.sample import checked, sample_of
-from vlmbatch.resolve import DEFAULT_MODEL, asking_of
+from vlmbatch.resolve import DEFAULT_MODEL
 from vlmbatch.run import Start, look, output_folder
 
 STORE_SECONDS = 180.0
@@ -214,8 +214,7 @@ def workers(job: JobSpec) -> Finding:
 
 def images(start: Start) -> Finding:
     """A few rows' images, through the loader of a worker: their hosts and stores answer."""
-    job, model = start.resolved.job, start.resolved.model
-    asking = asking_of(job, start.manifest, model["config"])
+    job, asking = start.resolved.job, start.resolved.asking
     rows = RowsToDo(start.manifest, start.pending, asking)
     looked_at = asyncio.run(checked(rows.sample(IMAGES), job, asking, start.manifest.folder))
     found = sample_of(looked_at, 0.0)

@@ -32,6 +32,7 @@ from vlmbatch.models import DEMO, demo_path
 from vlmbatch.records import LoadedImage, Range, Request, Row
 from vlmbatch.reopen import Reopened, existing_run_file, joined, reopened
 from vlmbatch.results.appending import Appending
+from vlmbatch.results.retry import asked_anew
 from vlmbatch.results.store import open_store, reported
 from vlmbatch.storage import is_local, without_secrets
 
@@ -241,8 +242,8 @@ class _Export:
         is_committed = self._opened.committed.covers(Range(row.row, row.row + 1))
         if is_committed and not self._opened.failed.attempts(row.row):
             return
-        failed_before = self._opened.failed if is_committed else None
-        row_requests = RowRequests(self._opened.asking, failed_before)
+        earlier = self._opened.failed.attempts if is_committed else asked_anew
+        row_requests = RowRequests(self._opened.asking, earlier)
         requests = row_requests.of(row)
         asked = [request for request in requests if request.problem is None]
         failure: Failure | None = None

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from vlmbatch.errors import RequestFailed
 from vlmbatch.images.failures import Larger, check_size, forbidden, missing, unreadable
-from vlmbatch.storage import without_secrets
+from vlmbatch.storage import RangedFile, without_secrets
 
 _MEMBER = re.compile(r"(zip|tar)://(.+?)::(.+)", re.IGNORECASE | re.DOTALL)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, lengths of name and extra
@@ -38,6 +38,7 @@ class Bytes(Protocol):
     """Where archives lie: a store, or the local disk."""
 
     async def size(self, uri: str) -> int: ...
+    async def version(self, uri: str) -> str | None: ...
     async def read(self, uri: str, start: int, stop: int) -> bytes: ...
 
 
@@ -53,6 +54,8 @@ class Member:
     method: int | None
     """How a zip compressed it; None in a tar."""
     problem: str | None = None
+    crc: int | None = None
+    """CRC-32 of the image, as a zip says; a tar says none."""
 
 
 class ArchiveImages:
@@ -67,6 +70,28 @@ class ArchiveImages:
         """All bytes of a member. Raises Larger where they are more than were reserved, else
         RequestFailed."""
         name = without_secrets(uri)
+        archive, inside, member = await self._member(uri, name, places)
+        # In memory together: what is stored and what it unpacks to.
+        needed = member.size if member.method is None else member.size + member.stored
+        larger = max(member.size, member.stored)
+        check_size(name, larger, reserved=larger, max_bytes=self._max_bytes)
+        if needed > reserved:
+            raise Larger(needed)
+        data = await self._bytes_of(member, inside, archive, places)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, _unpacked, member, data, name)
+
+    async def version(self, uri: str, *, places: Bytes) -> str | None:
+        """Of a zip the member's CRC-32 and size; of a tar, which has no CRC, the whole archive's
+        version too. RequestFailed as ``get``."""
+        archive, _, member = await self._member(uri, without_secrets(uri), places)
+        if member.crc is not None:
+            return f"{member.crc:08x} {member.size} bytes"
+        whole = await places.version(archive)
+        return None if whole is None else f"{whole} {member.start} {member.size} bytes"
+
+    async def _member(self, uri: str, name: str, places: Bytes) -> tuple[str, str, Member]:
+        """(the archive, the member's name in it, where that is)."""
         matched = _MEMBER.fullmatch(uri)
         if matched is None or "::" in matched[3]:
             raise forbidden(f"not zip://member::archive or tar://member::archive: {name}")
@@ -77,15 +102,7 @@ class ArchiveImages:
             raise missing(f"no such member: {name} (the archive has {len(members):,})")
         if member.problem is not None:
             raise unreadable(f"{member.problem}: {name}")
-        # In memory together: what is stored and what it unpacks to.
-        needed = member.size if member.method is None else member.size + member.stored
-        larger = max(member.size, member.stored)
-        check_size(name, larger, reserved=larger, max_bytes=self._max_bytes)
-        if needed > reserved:
-            raise Larger(needed)
-        data = await self._bytes_of(member, inside, archive, places)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, _unpacked, member, data, name)
+        return archive, inside, member
 
     async def _bytes_of(self, member: Member, inside: str, archive: str, places: Bytes) -> bytes:
         """What is stored of it, read at once."""
@@ -131,35 +148,18 @@ class ArchiveImages:
             raise unreadable(f"not a {kind} archive that can be read: {name} ({words})") from error
 
 
-class _Remote(io.RawIOBase):
+class _Remote(RangedFile):
     """A file for a thread, whose bytes come through the event loop."""
 
     def __init__(self, uri: str, size: int, places: Bytes, loop: asyncio.AbstractEventLoop) -> None:
-        self._uri, self._size, self._places, self._loop = uri, size, places, loop
-        self._at = 0
+        super().__init__(size)
+        self._uri, self._places, self._loop = uri, places, loop
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        stop = min(self._at + len(buffer), self._size)
-        if stop <= self._at:
-            return 0
-        if stop - self._at > MAX_DIRECTORY:
+    def bytes_of(self, first: int, stop: int) -> bytes:
+        if stop - first > MAX_DIRECTORY:
             raise ValueError(f"its directory has more than {MAX_DIRECTORY:,} bytes")
-        read: Awaitable[bytes] = self._places.read(self._uri, self._at, stop)
-        data = asyncio.run_coroutine_threadsafe(_awaited(read), self._loop).result()
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        read: Awaitable[bytes] = self._places.read(self._uri, first, stop)
+        return asyncio.run_coroutine_threadsafe(_awaited(read), self._loop).result()
 
 
 async def _awaited(read: Awaitable[bytes]) -> bytes:
@@ -180,7 +180,12 @@ def _zip_member(info: zipfile.ZipInfo) -> Member:
     elif info.is_dir():
         problem = "a folder, not an image"
     return Member(
-        info.header_offset, info.compress_size, info.file_size, info.compress_type, problem
+        info.header_offset,
+        info.compress_size,
+        info.file_size,
+        info.compress_type,
+        problem,
+        info.CRC,
     )
 
 

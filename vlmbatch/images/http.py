@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from vlmbatch import __version__
 from vlmbatch.errors import ErrorCode, RequestFailed
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
     from yarl import URL
 
+T = TypeVar("T")
 REDIRECTS = 5
 MAX_RETRY_AFTER = 60.0
 """Seconds: a server that asks for a longer pause gets this one."""
@@ -58,6 +61,18 @@ class HttpImages:
     async def get(self, uri: str, reserved: int) -> bytes:
         """All bytes of an image. Raises Larger where the server says that they are more than were
         reserved, else RequestFailed."""
+        return await self._found(uri, "GET", partial(self._body, reserved=reserved))
+
+    async def version(self, uri: str) -> str | None:
+        """Its ETag, else its size, as the server tells them of it; RequestFailed as ``get``."""
+        return await self._found(uri, "HEAD", _version)
+
+    async def _found(
+        self, uri: str, method: str, take: Callable[[ClientResponse, str], Awaitable[T]]
+    ) -> T:
+        """What is taken of the answer, at the end of its redirects."""
+        from yarl import URL
+
         name = without_secrets(uri)
         url = _url(uri, name)
         for _ in range(REDIRECTS + 1):
@@ -65,13 +80,13 @@ class HttpImages:
             async with self._turns.turn(place):
                 try:
                     async with asyncio.timeout(self._seconds):
-                        found = await self._answer(url, name, reserved)
+                        found = await self._answer(url, name, method, take)
                 except TimeoutError:
                     raise timed_out(name, self._seconds) from None
                 except Busy as busy:
                     self._turns.pause(place, busy.seconds)
                     raise
-            if isinstance(found, bytes):
+            if not isinstance(found, URL):
                 return found
             url = found
         raise load_failed(ErrorCode.FETCH_FAILED, f"more than {REDIRECTS} redirects: {name}")
@@ -80,16 +95,22 @@ class HttpImages:
         if self._session is not None:
             await self._session.close()
 
-    async def _answer(self, url: URL, name: str, reserved: int) -> bytes | URL:
-        """The image, or where else it is."""
+    async def _answer(
+        self,
+        url: URL,
+        name: str,
+        method: str,
+        take: Callable[[ClientResponse, str], Awaitable[T]],
+    ) -> T | URL:
+        """What is taken of the image, or where else it is."""
         import aiohttp
 
         try:
-            async with self._connected().get(url, allow_redirects=False) as response:
+            async with self._connected().request(method, url, allow_redirects=False) as response:
                 if response.status in (301, 302, 303, 307, 308):
                     return _redirect(response, url, name)
                 _check_status(response, name)
-                return await self._body(response, name, reserved)
+                return await take(response, name)
         except aiohttp.ClientConnectorCertificateError as error:
             raise fetch_failed(f"its certificate is not valid: {name} ({said(error)})") from error
         except (aiohttp.InvalidURL, UnicodeError) as error:
@@ -108,7 +129,7 @@ class HttpImages:
                 ) from error
             raise fetch_failed(f"no answer from {url.host}: {name} ({said(error)})") from error
 
-    async def _body(self, response: ClientResponse, name: str, reserved: int) -> bytes:
+    async def _body(self, response: ClientResponse, name: str, *, reserved: int) -> bytes:
         encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
         length = response.content_length
         if length is not None and not encoded:
@@ -156,6 +177,11 @@ def _url(uri: str, name: str) -> URL:
     except ValueError:
         pass
     raise missing(f"not a URL: {name[:200]}")
+
+
+async def _version(response: ClientResponse, name: str) -> str | None:
+    length = response.headers.get("Content-Length")
+    return response.headers.get("ETag") or (f"{length} bytes" if length else None)
 
 
 def _redirect(response: ClientResponse, url: URL, name: str) -> URL:

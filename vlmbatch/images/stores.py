@@ -30,6 +30,8 @@ STORES = frozenset(
 )
 """Schemes whose host is settled by the environment. Those that name one of their own (``ftp:``,
 ``sftp:``, ``smb:``, ...) or reach local files would go around the guards."""
+VERSIONS = ("ETag", "etag", "blob_id")
+"""What s3fs, gcsfs and adlfs, and the Hub call the version of an object's content."""
 
 
 class StoreImages:
@@ -72,12 +74,22 @@ class StoreImages:
         return data
 
     async def size(self, uri: str) -> int:
+        return int((await self._info(uri))["size"] or 0)
+
+    async def version(self, uri: str) -> str | None:
+        """Its ETag, or what the store has in place of it, else its size; errors as of ``get``."""
+        info = await self._info(uri)
+        for name in VERSIONS:
+            if info.get(name):
+                return str(info[name])
+        return None if info.get("size") is None else f"{info['size']} bytes"
+
+    async def _info(self, uri: str) -> Any:
         fs, path = await self._opened(uri)
         try:
-            info = await self._answer(uri, fs, partial(_call, fs, "info", path))
+            return await self._answer(uri, fs, partial(_call, fs, "info", path))
         except _Odd as odd:
             raise fetch_failed(odd.message) from odd.__cause__
-        return int(info["size"] or 0)
 
     async def _size_or_none(self, uri: str) -> int | None:
         try:

@@ -15,7 +15,8 @@ from vlmbatch.results.files import part_numbered
 from vlmbatch.results.store import Store, open_store
 
 _NEEDED = (
-    *("row", "task", "question", "text", "boxes", "image_width", "image_height", "status", "error"),
+    *("row", "id", "task", "question", "text", "boxes", "image_width", "image_height"),
+    *("status", "error"),
 )
 
 
@@ -42,14 +43,15 @@ class Answers:
     def from_json(cls, stored: Mapping[str, Any]) -> Answers:
         return cls(**{**stored, "epochs": tuple(stored["epochs"])})
 
-    def from_row(self, first: int) -> Iterator[tuple[int, tuple[Given, ...]]]:
-        """(row, its answers in the order of their request and sample), from ``first`` on.
+    def from_row(self, first: int) -> Iterator[tuple[int, str, tuple[Given, ...]]]:
+        """(row, its id, its answers by request and sample), from ``first`` on.
 
         Raises ManifestError where a part is not what it was."""
         store = open_store(self.place)
         for number in range(first // self.part_rows, len(self.epochs)):
-            for row, records in groupby(self._records(store, number, first), lambda r: r["row"]):
-                yield row, tuple(map(given_of, records))
+            records = self._records(store, number, first)
+            for (row, identity), of_row in groupby(records, lambda each: (each["row"], each["id"])):
+                yield row, identity, tuple(map(given_of, of_row))
 
     def _records(self, store: Store, number: int, first: int) -> Iterator[Mapping[str, Any]]:
         with reading(self.place):

@@ -91,41 +91,61 @@ def row_of(
     """One record as a Row. What is wrong with it is said in ``problem``; this never raises.
 
     ``unreadable`` is what was found wrong when the record was read."""
-    images, problem = _images_of(record[columns.names["image"]])
+    images, problem = images_of(record[columns.names["image"]])
     problem = unreadable or problem
-    fields = {name: record[name] for name in columns.fields}
-    for ours in ASKED:  # --column question=q: templates may use either name
-        theirs = columns.names[ours]
-        if theirs != ours and theirs in fields:
-            fields[ours] = fields[theirs]
+    fields = fields_of(record, columns)
     given = record[columns.names["id"]] if columns.has_id else None
     identity = str(given) if given not in (None, "") else default_id(images, fields)
     return Row(row, identity, images, fields, problem)
 
 
+def fields_of(record: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """``Row.fields`` of this record."""
+    fields = {name: record[name] for name in columns.fields}
+    for ours in ASKED:  # --column question=q: templates may use either name
+        theirs = columns.names[ours]
+        if theirs != ours and theirs in fields:
+            fields[ours] = fields[theirs]
+    return fields
+
+
 def default_id(images: Iterable[ImageRef], fields: Mapping[str, Any]) -> str:
     """xxh3-128 hex over the length-prefixed image references or bytes and what is asked."""
     digest = xxhash.xxh3_128()
-
-    def add(piece: bytes) -> None:
-        digest.update(len(piece).to_bytes(8, "little"))
-        digest.update(piece)
-
     for image in images:
-        uri = image.uri or ""
-        is_data = uri[:5].lower() == "data:"
-        add(image.data or (uri if is_data else without_secrets(uri)).encode())
+        if image.data:
+            digest.update(len(image.data).to_bytes(8, "little"))
+            digest.update(image.data)
+        else:
+            digest.update(image_piece(image.uri or ""))
     for name in ASKED:
-        value = fields.get(name)
-        if value is not None:
-            add(name.removesuffix("s").encode())  # a question is no phrase of the same words
-        for item in value if isinstance(value, list) else [value]:
-            if item is not None:
-                add(str(item).encode())
+        digest.update(asked_piece(name, fields.get(name)))
     return digest.hexdigest()
 
 
-def _images_of(value: Any) -> tuple[tuple[ImageRef, ...], str | None]:
+def image_piece(uri: str) -> bytes:
+    """What a reference adds to its row's default id."""
+    is_data = uri[:5].lower() == "data:"
+    return sized(uri if is_data else without_secrets(uri))
+
+
+def asked_piece(name: str, value: Any) -> bytes:
+    """What the value of a column of ASKED adds to its row's default id."""
+    if value is None:
+        return b""
+    kind = sized(name.removesuffix("s"))  # a question is no phrase of the same words
+    items = value if isinstance(value, list) else [value]
+    return kind + b"".join([sized(str(item)) for item in items if item is not None])
+
+
+def sized(text: str) -> bytes:
+    """Its UTF-8 bytes after how many they are."""
+    piece = text.encode()
+    return len(piece).to_bytes(8, "little") + piece
+
+
+def images_of(value: Any) -> tuple[tuple[ImageRef, ...], str | None]:
+    """The images that a value names or holds, and what is wrong with the first that is none."""
     items = value if isinstance(value, list) else [value]
     images: list[ImageRef] = []
     for position, item in enumerate(items):
@@ -167,6 +187,15 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     )
+
+
+def is_embedded(kind: pa.DataType) -> bool:
+    """Whether a column of images holds them, not only their places."""
+    if is_list(kind) or pa.types.is_dictionary(kind):
+        return is_embedded(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return _is_binary(kind)
 
 
 def _is_image(kind: pa.DataType) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import lzma
 import os
 import posixpath
@@ -18,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlmbatch.errors import ManifestError, ManifestUnreachable, VlmbatchError
-from vlmbatch.storage import Trouble, filesystem_of, said, scheme_of, trouble_of
+from vlmbatch.storage import RangedFile, Trouble, filesystem_of, said, scheme_of, trouble_of
 
 REMOTE_BUFFER = 8 * 2**20
 LOCAL_BUFFER = 2**17
@@ -120,54 +119,26 @@ class Place:
         return Ranges(fs, path, self.size if size is None else size, name=self.path)
 
 
-class Ranges(io.RawIOBase):
+class Ranges(RangedFile):
     """A file in a store: each read is one request for its range, kept by nobody but ``keep``."""
 
     def __init__(self, fs: Any, path: str, size: int, *, name: str) -> None:
-        super().__init__()
+        super().__init__(size)
         self._fs = fs
         self._path = path
         self._name = name
         self._file: Any = None
-        self._position = 0
         self._kept = (size, b"")
-        self.size = size
 
     def keep(self, first: int, data: bytes) -> None:
         """These bytes from ``first`` on are known: reads within them ask nobody."""
         self._kept = (first, data)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        first = self._position
-        stop = self.size if size is None or size < 0 else min(self.size, first + size)
-        if first >= stop:
-            return b""
+    def bytes_of(self, first: int, stop: int) -> bytes:
         kept_from, kept = self._kept
         if kept_from <= first and stop <= kept_from + len(kept):
-            data = kept[first - kept_from : stop - kept_from]
-        else:
-            data = self._fetched(first, stop)
-        self._position = stop
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+            return kept[first - kept_from : stop - kept_from]
+        return self._fetched(first, stop)
 
     def close(self) -> None:
         if self._file is not None:

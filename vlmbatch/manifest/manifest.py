@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +42,10 @@ class Manifest:
     @property
     def rows(self) -> int:
         return self.answers.rows if self.answers else sum(file.rows for file in self.files)
+
+    def rows_within(self, limit: int | None) -> int:
+        """How many rows a run with this ``--limit`` has."""
+        return min(self.rows, limit or self.rows)
 
     @property
     def identity(self) -> str:
@@ -157,7 +162,8 @@ def _looks(places: Sequence[tuple[Place, str]]) -> Iterator[tuple[ManifestFile, 
 
 
 class RowStream:
-    """Rows of ranges, in order. Consecutive ranges go on in the open file without re-reading."""
+    """Rows of ranges, in order. A range that begins further on, before the next place at which it
+    is cheap to begin, is read in the open file, past what lies between."""
 
     def __init__(self, manifest: Manifest, columns: Columns, *, images: bool = True) -> None:
         """``images`` False: of Parquet, that column is not read, and every row has one stand-in."""
@@ -173,10 +179,11 @@ class RowStream:
     def rows(self, wanted: Range) -> Iterator[Row]:
         """The rows of this range, one at a time. Raises ManifestError if the file changed, and
         ManifestUnreachable."""
-        if wanted.first != self._position:
+        first = self._position if self._reads_on_to(wanted.first) else wanted.first
+        if first != self._position:
             self._open = iter(())  # closes the file
-            self._open = self._rows_from(wanted.first)
-        for row in range(wanted.first, wanted.stop):
+            self._open = self._rows_from(first)
+        for row in range(first, wanted.stop):
             self._position = -1  # after an error there is nothing to go on in
             try:
                 found = next(self._open, None)
@@ -185,16 +192,36 @@ class RowStream:
             if found is None:
                 raise ManifestError(f"the manifest ends before row {row}, which was counted")
             self._position = row + 1
-            yield found
+            if row >= wanted.first:
+                yield found
+
+    def absent(self, wanted: Range) -> list[int]:
+        """The rows of the range that ``rows`` leaves out: none."""
+        return []
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return list(self._manifest.boundaries())
+
+    def _reads_on_to(self, row: int) -> bool:
+        if not 0 <= self._position <= row:
+            return False
+        return self._position == row or (
+            self._starts[bisect_right(self._starts, row) - 1] <= self._position
+        )
 
     def _rows_from(self, first: int) -> Iterator[Row]:
         rows, answers = self._rows_of_files(first), self._manifest.answers
         if answers is None:
             yield from rows
             return
-        for row, (number, given) in zip(rows, answers.from_row(first), strict=False):
-            if row.row != number:
-                raise ManifestError(f"{answers.place} has no answers about row {row.row}")
+        for row, (number, identity, given) in zip(rows, answers.from_row(first), strict=False):
+            if (row.row, row.id) != (number, identity):
+                raise ManifestError(
+                    f"the manifest has row {row.row} with the id {row.id!r}, and {answers.place} "
+                    f"answers about row {number} with the id {identity!r}",
+                    hint="judge with the --column options that it was made with",
+                )
             yield replace(row, answers=given)
 
     def _rows_of_files(self, first: int) -> Iterator[Row]:

@@ -60,6 +60,16 @@ def records(
     schema: pa.Schema,
     asked: Collection[str],
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
+    for batch, partitions in batches(place, file, first, columns, MAX_BATCH_ROWS):
+        for record, problem in python_values(batch):
+            yield {**record, **partitions}, problem
+
+
+def batches(
+    place: Place, file: ManifestFile, first: int, columns: Sequence[str], most_rows: int
+) -> Iterator[tuple[pa.RecordBatch, dict[str, str | None]]]:
+    """The rows from ``first`` on: (columns of the file, those that its folders name, alike for all
+    of its rows). A batch has about BATCH_BYTES, and no more than ``most_rows``."""
     with reading(place.path, HINT), _opened(place) as (raw, size, footer):
         if (size, footer) != (file.size, file.identity):
             raise changed(place.path)
@@ -74,21 +84,16 @@ def records(
         stops = [*file.starts[1:], file.rows]
         groups = [index for index, stop in enumerate(stops) if stop > first]
         skip = first - file.starts[groups[0]] if groups else 0
-        batch_rows = _batch_rows(source.metadata)
-        batches = (  # group by group: a broken one must not take rows of another with it
-            batch
-            for group in groups
+        batch_rows = _batch_rows(source.metadata, stored, most_rows)
+        for group in groups:  # a broken one must not take rows of another with it
             for batch in source.iter_batches(
                 batch_size=batch_rows, row_groups=[group], columns=stored
-            )
-        )
-        for batch in batches:
-            if skip >= batch.num_rows:
-                skip -= batch.num_rows
-                continue
-            for record, problem in _records(batch.slice(skip)):
-                yield {**record, **partitions}, problem
-            skip = 0
+            ):
+                if skip >= batch.num_rows:
+                    skip -= batch.num_rows
+                    continue
+                yield batch.slice(skip), partitions
+                skip = 0
 
 
 def partitions_of(name: str) -> dict[str, str | None]:
@@ -144,14 +149,21 @@ def _footer_of(raw: Any, size: int, path: str) -> str:
     return xxhash.xxh3_128_hexdigest(tail[-8 - length : -8])
 
 
-def _batch_rows(metadata: pq.FileMetaData) -> int:
-    """Rows per batch so that a batch holds about BATCH_BYTES uncompressed."""
-    total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+def _batch_rows(metadata: pq.FileMetaData, columns: Collection[str], most: int) -> int:
+    """Rows per batch so that these columns of a batch hold about BATCH_BYTES uncompressed."""
+    total, chunks = 0, []
+    if metadata.num_row_groups:
+        first = metadata.row_group(0)  # all others have the same columns in the same order
+        paths = [first.column(index).path_in_schema for index in range(first.num_columns)]
+        starts = tuple(f"{name}." for name in columns)
+        chunks = [i for i, path in enumerate(paths) if f"{path}.".startswith(starts)]
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        total += sum(group.column(index).total_uncompressed_size for index in chunks)
     per_row: int = max(1, total // max(1, metadata.num_rows))
-    return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // per_row))
+    return max(1, min(most, BATCH_BYTES // per_row))
 
 
-def _records(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
+def python_values(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Each row's values, and which of them Python cannot hold (text that is no UTF-8, a date after
     the year 9999), if any: those are None."""
     try:

@@ -86,7 +86,7 @@ def records(
         row, offset = text.nearest_start(file, first)
         for sample in _samples(raw, offset, place, file.size):
             if row >= first:
-                record, problem = _record(raw, sample, with_images=True)
+                record, problem = _record(raw, sample, with_images="image" in kinds)
                 found, misfit = jsonl.fitting(record, None, kinds, asked)
                 yield found, problem or misfit
             row += 1

@@ -20,7 +20,6 @@ from vlmbatch.planning.costs import Estimate, Rates, Tokens, estimate, tokens_of
 from vlmbatch.planning.rows import Prompt, Requests, RowsToDo
 from vlmbatch.planning.sample import Sample, checked, sample_of
 from vlmbatch.planning.trial import Tried, tried
-from vlmbatch.resolve import asking_of
 from vlmbatch.results.files import Counts
 from vlmbatch.results.store import STATUS_FILE
 from vlmbatch.run import Start, look
@@ -71,6 +70,12 @@ class Plan:
     def exit_code(self) -> int:
         return TOO_MANY_FAILED if self.sample.failure_rate > self.max_failure_rate else 0
 
+    def as_text(self) -> str:
+        """For a person."""
+        from vlmbatch.planning.text import describe
+
+        return describe(self)
+
     def to_json(self) -> dict[str, Any]:
         sample = {**asdict(self.sample), "failure_rate": round(self.sample.failure_rate, 4)}
         return {**asdict(self), "sample": sample, "exit_code": self.exit_code}
@@ -91,9 +96,9 @@ def plan(
     """
     start = look(job, overwrite=overwrite, command=command)
     job, model = start.resolved.job, start.resolved.model
-    asking = asking_of(job, start.manifest, model["config"])
+    asking = start.resolved.asking
     rows = RowsToDo(start.manifest, start.pending, asking)
-    total = min(start.manifest.rows, job.limit or start.manifest.rows)
+    total = start.manifest.rows_within(job.limit)
     before = Counts() if start.output is None else start.output.counts()
     began = time.monotonic()
     looked_at = asyncio.run(checked(rows.sample(sample), job, asking, start.manifest.folder))

@@ -51,7 +51,7 @@ class RowsToDo:
         self.count = sum(map(len, pending))
         self._manifest = manifest
         self._asking = asking
-        self._of = RowRequests(asking, None).of
+        self._of = RowRequests(asking).of
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -110,15 +110,10 @@ class RowsToDo:
         return Requests(round(self.count * mean), "estimated")
 
     def _at(self, numbers: Iterable[int]) -> Iterator[Row]:
-        """These rows, ascending. Where no cheap start lies between, what is open is read on."""
-        stream, position = RowStream(self._manifest, self._asking.columns), -1
+        """These rows, ascending."""
+        stream = RowStream(self._manifest, self._asking.columns)
         for number in numbers:
-            start = self._starts[bisect_right(self._starts, number) - 1]
-            first = position if start < position else number
-            for row in stream.rows(Range(first, number + 1)):
-                if row.row == number:
-                    yield row
-            position = number + 1
+            yield from stream.rows(Range(number, number + 1))
 
 
 def _ends(rows: Range) -> tuple[int, int]:

@@ -113,6 +113,21 @@ class Counting:
 
 
 @dataclass(frozen=True, slots=True)
+class Patched:
+    """Which rows of a part were asked again by the start of epoch ``since``, or after it."""
+
+    since: int
+    rows: tuple[Range, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"since": self.since, "rows": [[rows.first, rows.stop] for rows in self.rows]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Patched:
+        return cls(value["since"], tuple(Range(first, stop) for first, stop in value["rows"]))
+
+
+@dataclass(frozen=True, slots=True)
 class ResultFile:
     """A shard or a part, known by its name and, for a part, by its metadata.
 
@@ -124,6 +139,7 @@ class ResultFile:
     epoch: int
     rows: Range
     patch: bool = False
+    patched: Patched | None = field(default=None, kw_only=True, compare=False)
     store: Store = field(kw_only=True, compare=False, repr=False)
     tag: str = field(default="", kw_only=True, compare=False, repr=False)
 
@@ -134,6 +150,11 @@ class ResultFile:
     def counts(self) -> Counts:
         """From the file's metadata; its footer is all that is read."""
         return Counts.from_json(_meta_of(self.store, self.name, self.tag)["counts"])
+
+    def anew(self) -> list[int]:
+        """Of a patch: the rows of which it has all results, in place of all that they had."""
+        rows: list[int] = _meta_of(self.store, self.name, self.tag).get("anew", [])
+        return rows
 
     def batches(
         self, window: Range | None = None, columns: Sequence[str] | None = None
@@ -177,12 +198,15 @@ def write_shard(
     epoch: int,
     rows: Range,
     patch: bool = False,
+    anew: Sequence[int] = (),
 ) -> Counts:
-    """Commit these results. Returns what the shard holds."""
+    """Commit these results. Returns what the shard holds. ``anew``: see ResultFile."""
     counting = Counting()
     counting.add(batch)
     name = f"{run}-{epoch:04d}-{rows.first:012d}-{rows.stop - 1:012d}"
-    schema = _with_meta(batch.schema, run, epoch, rows, counting.counts)
+    more = {"anew": list(anew)} if anew else {}
+    meta = _meta_json(run, epoch, rows, counting.counts, more)
+    schema = batch.schema.with_metadata({_KEY: meta.encode()})
 
     def build(temporary: Path) -> None:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -201,6 +225,7 @@ def write_part(
     run: str,
     epoch: int,
     rows: Range,
+    patched: Patched | None = None,
 ) -> ResultFile:
     """Write part ``number`` from results in order; memory is bounded by a row group."""
     name = f"part-{number:05d}.parquet"
@@ -211,7 +236,8 @@ def write_part(
             for table in _row_groups(batches, schema):
                 counting.add(table)
                 writer.write_table(table)
-            meta = _meta_json(run, epoch, rows, counting.counts)
+            more = {} if patched is None else {"patched": patched.to_json()}
+            meta = _meta_json(run, epoch, rows, counting.counts, more)
             writer.add_key_value_metadata({_KEY.decode(): meta})
 
     store.write(name, build)
@@ -248,6 +274,7 @@ def list_parts(store: Store) -> list[ResultFile]:
             meta["run"],
             meta["epoch"],
             Range(meta["first"], meta["stop"]),
+            patched=Patched.from_json(meta["patched"]) if "patched" in meta else None,
             store=store,
             tag=entry.tag,
         )
@@ -293,13 +320,9 @@ def _each(store: Store, read: Callable[[_T], _R], files: Sequence[_T]) -> list[_
         return list(threads.map(read, files))
 
 
-def _with_meta(schema: pa.Schema, run: str, epoch: int, rows: Range, counts: Counts) -> pa.Schema:
-    return schema.with_metadata({_KEY: _meta_json(run, epoch, rows, counts).encode()})
-
-
-def _meta_json(run: str, epoch: int, rows: Range, counts: Counts) -> str:
+def _meta_json(run: str, epoch: int, rows: Range, counts: Counts, more: dict[str, Any]) -> str:
     meta = {"run": run, "epoch": epoch, "first": rows.first, "stop": rows.stop}
-    return json.dumps({**meta, "counts": counts.to_json()})
+    return json.dumps({**meta, "counts": counts.to_json(), **more})
 
 
 def _meta_of(store: Store, name: str, tag: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from vlmbatch.intervals import Intervals
 from vlmbatch.records import Range
 from vlmbatch.results.output import Output
 
@@ -11,9 +12,11 @@ from vlmbatch.results.output import Output
 class Gatherer:
     """Writes a part in the background as soon as all of its rows are committed."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, committed: Intervals) -> None:
+        """``committed``: before; of a part that has other rows than these and those to come,
+        nothing is gathered before the end."""
         self._output = output
-        self._committed = output.view().committed
+        self._committed = committed
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._due: list[int] = []

@@ -8,7 +8,6 @@ written through ``fs.open``, which publishes half-written files when its block i
 from __future__ import annotations
 
 import errno
-import io
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from vlmbatch.results.lease import LEASE_SECONDS, Lease, is_running
 from vlmbatch.results.store import Entry, Store, reported
 from vlmbatch.storage import (
     EXTRAS,
+    RangedFile,
     Trouble,
     filesystem_of,
     said,
@@ -161,7 +161,7 @@ class ObjectStore(Store):
 
             return self._ask("read", name, once)
 
-        return pa.PythonFile(RangeFile(fetch, size, block), mode="r")
+        return pa.PythonFile(BlocksFile(fetch, size, block), mode="r")
 
     # writing
 
@@ -403,45 +403,27 @@ class _Publisher:
         self._thread.join()
 
 
-class RangeFile(io.RawIOBase):
+class BlocksFile(RangedFile):
     """A file read by ``fetch(start, stop)``, with a few blocks of it in memory."""
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int, block: int) -> None:
+        super().__init__(size)
         self._fetch = fetch
-        self._size = size
         self._block = block
-        self._at = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        """So many bytes; fewer only at the end."""
-        stop = self._size if size < 0 else min(self._at + size, self._size)
+    def bytes_of(self, first: int, stop: int) -> bytes:
         pieces = []
-        while self._at < stop:
-            number, skip = divmod(self._at, self._block)
-            piece = self._get(number)[skip : skip + stop - self._at]
-            pieces.append(piece)
-            self._at += len(piece)
+        while first < stop:
+            number, skip = divmod(first, self._block)
+            pieces.append(self._get(number)[skip : skip + stop - first])
+            first += len(pieces[-1])
         return b"".join(pieces)
 
     def _get(self, number: int) -> bytes:
         if number not in self._blocks:
             start = number * self._block
-            self._blocks[number] = self._fetch(start, min(start + self._block, self._size))
+            self._blocks[number] = self._fetch(start, min(start + self._block, self.size))
             if len(self._blocks) > BLOCKS:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(number)

@@ -20,6 +20,7 @@ from vlmbatch.records import Range
 from vlmbatch.results.files import (
     Counting,
     Counts,
+    Patched,
     ResultFile,
     counts_of,
     list_parts,
@@ -39,6 +40,8 @@ class Output:
     run: str
     part_rows: int
     schema: pa.Schema
+    patched_since: int | None = None
+    """Parts note which of their rows are asked again from this epoch on."""
 
     def part_range(self, number: int) -> Range:
         return Range(number * self.part_rows, (number + 1) * self.part_rows)
@@ -68,6 +71,7 @@ class Output:
             bases = [file for file in [part, *fresh] if file is not None and not file.patch]
             patches = [file for file in fresh if file.patch]
             rows = Range(window.first, max(file.rows.stop for file in bases))
+            patched = View({} if part is None else {number: part}, patches)
             part = write_part(
                 self.store,
                 number,
@@ -76,6 +80,7 @@ class Output:
                 run=self.run,
                 epoch=max(file.epoch for file in [*bases, *patches]),
                 rows=rows,
+                patched=patched.patched(self.patched_since),
             )
         self.store.delete(shard.name for shard in shards)
         return part if fresh else None
@@ -162,6 +167,19 @@ class View:
             file.rows for file in [*self.parts.values(), *self.shards] if not file.patch
         )
 
+    def patched(self, since: int | None) -> Patched | None:
+        """The rows that were asked again from this epoch on."""
+        if since is None:
+            return None
+        rows = Intervals(
+            shard.rows for shard in self.shards if shard.patch and shard.epoch >= since
+        )
+        for part in self.parts.values():
+            if part.patched is not None and part.patched.since == since:
+                for each in part.patched.rows:
+                    rows.add(each)
+        return Patched(since, tuple(rows))
+
     @property
     def epoch(self) -> int:
         return max((file.epoch for file in [*self.parts.values(), *self.shards]), default=0)
@@ -206,49 +224,74 @@ def winners(files: Iterable[ResultFile], window: Range) -> Iterator[tuple[Result
 def _merged(
     bases: list[ResultFile], patches: list[ResultFile], window: Range
 ) -> Iterator[pa.RecordBatch]:
-    patch = _patch_table(patches, window)
+    patch = _patch_of(patches, window)
     for file, rows in winners(bases, window):
         for batch in file.batches(rows):
             yield from [batch] if patch is None else _patched(batch, patch, window.first)
 
 
-def _patch_table(patches: list[ResultFile], window: Range) -> pa.Table | None:
-    """The newest replacement of each result, with its ``_key``."""
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """``results``: the newest replacement of each result, with its ``_key``, and the ``_anchor``
+    beside which it goes: the key of the result that it replaces, or that of the row's first.
+    ``anew``: rows of which no older result stays."""
+
+    results: pa.Table
+    anew: pa.Array
+
+
+def _patch_of(patches: list[ResultFile], window: Range) -> _Patch | None:
     tables = []
     seen: pa.Array = pa.array([], pa.int64())
+    anew: pa.Array = pa.array([], pa.int64())
     for file in sorted(patches, key=lambda f: -f.epoch):
         batches = list(file.batches(window))
         if not batches:
             continue
-        table = pa.Table.from_batches(batches)
-        keys = _keys(table, window.first)
-        new = pc.invert(pc.is_in(keys, value_set=seen))
-        tables.append(table.append_column("_key", keys).filter(new))
-        seen = pa.concat_arrays([seen, keys])
+        table = pa.Table.from_batches(batches).replace_schema_metadata()
+        table = table.append_column("_key", _keys(table, window.first))
+        old = pc.or_(
+            pc.is_in(table["_key"], value_set=seen), pc.is_in(table["row"], value_set=anew)
+        )
+        tables.append(table.filter(pc.invert(old)))
+        seen = pa.concat_arrays([seen, table["_key"].combine_chunks()])
+        anew = pa.concat_arrays([anew, pa.array(file.anew(), pa.int64())])
     if not tables:
         return None
-    return pa.concat_tables([t.replace_schema_metadata() for t in tables]).combine_chunks()
+    table = pa.concat_tables(tables).combine_chunks()
+    is_anew = pc.is_in(table["row"], value_set=anew)
+    first = _key(table["row"], window.first)
+    anchor = pc.if_else(is_anew, first, table["_key"])
+    return _Patch(table.append_column("_anchor", anchor), anew)
 
 
-def _patched(batch: pa.RecordBatch, patch: pa.Table, first: int) -> list[pa.RecordBatch]:
+def _patched(batch: pa.RecordBatch, patch: _Patch, first: int) -> list[pa.RecordBatch]:
     """The batch with those of its results replaced that the patch has."""
     keys = _keys(batch, first)
-    hit = pc.is_in(patch["_key"], value_set=keys)
-    if not pc.any(hit).as_py():
+    new = patch.results.filter(pc.is_in(patch.results["_anchor"], value_set=keys))
+    replaced = pc.or_(
+        pc.is_in(keys, value_set=patch.results["_key"].combine_chunks()),
+        pc.is_in(batch["row"], value_set=patch.anew),
+    )
+    if not new.num_rows and not pc.any(replaced).as_py():
         return [batch]
     kept = pa.Table.from_batches([batch]).append_column("_key", keys)
-    kept = kept.filter(pc.invert(pc.is_in(keys, value_set=patch["_key"].combine_chunks())))
-    both = pa.concat_tables([kept.replace_schema_metadata(), patch.filter(hit)])
+    kept = kept.filter(pc.invert(replaced)).replace_schema_metadata()
+    both = pa.concat_tables([kept, new.drop_columns("_anchor")])
     merged = both.sort_by("_key").drop_columns("_key").combine_chunks()
     return list(merged.to_batches())
 
 
 def _keys(batch: pa.RecordBatch | pa.Table, first: int) -> Any:
     """(row, request, sample) as one int64 that sorts alike; rows count from ``first``."""
-    rows = pc.multiply(pc.subtract(batch["row"], first), 2**40)
     requests = pc.multiply(batch["request"].cast(pa.int64()), 2**16)
-    keys = pc.add(pc.add(rows, requests), batch["sample"].cast(pa.int64()))
+    keys = pc.add(pc.add(_key(batch["row"], first), requests), batch["sample"].cast(pa.int64()))
     return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+
+
+def _key(rows: Any, first: int) -> Any:
+    """Of the first result of each row."""
+    return pc.multiply(pc.subtract(rows, first), 2**40)
 
 
 def check_ours(store: Store) -> None:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlmbatch.intervals import Intervals
 from vlmbatch.records import Range
 
 if TYPE_CHECKING:
     from vlmbatch.results.output import Output
 
 
+Earlier = Callable[[int], Mapping[tuple[int, int], int] | None]
+"""Of a row: the attempts so far of those of its results, by (request, sample), that are asked
+again, and no other of its results is; None where all that the row gives is asked, anew."""
+
+
+def asked_anew(row: int) -> None:
+    """An Earlier: every row is."""
+
+
 class FailedResults:
     """The failed results of an output, one part at a time in memory. Empty codes mean all."""
 
-    def __init__(self, output: Output, codes: Set[str]) -> None:
+    def __init__(self, output: Output, codes: Set[str], *, max_attempts: int | None = None) -> None:
+        """``max_attempts``: only those that were asked less often."""
         self._output = output
         self._codes = codes
+        self._max_attempts = 2**31 if max_attempts is None else max_attempts
         self._number = -1
         self._attempts: dict[int, dict[tuple[int, int], int]] = {}
 
@@ -31,8 +43,9 @@ class FailedResults:
             for batch in self._output.results(self._output.part_range(number)):
                 failed = _failed(batch, self._codes)
                 for record in failed.select(["row", "request", "sample", "attempts"]).to_pylist():
-                    of_row = self._attempts.setdefault(record["row"], {})
-                    of_row[record["request"], record["sample"]] = record["attempts"]
+                    if record["attempts"] < self._max_attempts:
+                        of_row = self._attempts.setdefault(record["row"], {})
+                        of_row[record["request"], record["sample"]] = record["attempts"]
             self._number = number
         return self._attempts.get(row, {})
 
@@ -47,16 +60,27 @@ class FailedResults:
 
     def ranges(self, width: int) -> Iterator[Range]:
         """Ranges of at most ``width`` rows that hold every failed row, within one part each."""
-        first = stop = -1
-        for row in self.rows():
-            part = row // self._output.part_rows
-            if first >= 0 and (row - first >= width or part != first // self._output.part_rows):
-                yield Range(first, stop)
-                first = -1
-            first = row if first < 0 else first
-            stop = row + 1
-        if first >= 0:
+        return ranges_of(self.rows(), width, self._output.part_rows)
+
+
+def ranges_of(
+    rows: Iterable[int], width: int, part_rows: int, *, apart: Intervals | None = None
+) -> Iterator[Range]:
+    """Ranges of at most ``width`` rows that hold every one of these, ascending, within one part
+    each; and none of the rows ``apart``."""
+    first = stop = -1
+    for row in rows:
+        if first >= 0 and (
+            row - first >= width
+            or row // part_rows != first // part_rows
+            or (apart is not None and apart.within(Range(first, row)))
+        ):
             yield Range(first, stop)
+            first = -1
+        first = row if first < 0 else first
+        stop = row + 1
+    if first >= 0:
+        yield Range(first, stop)
 
 
 def _failed(batch: pa.RecordBatch, codes: Set[str]) -> pa.RecordBatch:

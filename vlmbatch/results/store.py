@@ -30,6 +30,7 @@ STATUS_FILE = f"{OURS}/status.json"
 NONCE_FILE = f"{OURS}/nonce"
 LOCK_FILE = f"{OURS}/lock"
 SHARDS = f"{OURS}/shards"
+GENERATIONS = f"{OURS}/generations"
 FOOTER_BYTES = 2**18
 """So much of a file is read at a time where only its footer is wanted."""
 
@@ -185,7 +186,7 @@ class LocalStore(Store):
 
     def make(self) -> None:
         with reported(self.folder):
-            for folder in (self.shards, self.tmp, self.logs):
+            for folder in (self.shards, self.tmp, self.logs, self.folder / GENERATIONS):
                 folder.mkdir(parents=True, exist_ok=True)
 
     def entries(self, folder: str = "") -> list[Entry]:

@@ -1,0 +1,276 @@
+"""Which of tonight's rows are answered already: ids compared out of core, by DuckDB.
+
+Memory is bounded by MEMORY, whatever the number of ids; what does not fit goes to a temporary
+folder (in ``TMPDIR``), about 100 bytes per row.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmbatch.errors import ErrorCode, RunStopped
+from vlmbatch.results.generations import TABLE, Kind, Selection
+from vlmbatch.results.output import Output
+
+MEMORY = "1GB"
+BATCH_ROWS = 65_536
+
+TRANSIENT = (
+    ErrorCode.FETCH_TIMEOUT,
+    ErrorCode.FETCH_FAILED,
+    ErrorCode.ENGINE_TIMEOUT,
+    ErrorCode.ENGINE_FAILED,
+)
+"""Another night may do better. Else only another image does, or ``vlmbatch retry``."""
+OF_IMAGE = (
+    ErrorCode.IMAGE_MISSING,
+    ErrorCode.IMAGE_FORBIDDEN,
+    ErrorCode.IMAGE_UNREADABLE,
+    ErrorCode.IMAGE_TOO_LARGE,
+)
+
+TONIGHT = pa.schema([("position", pa.int64()), ("id", pa.string()), ("version", pa.string())])
+_READ = ["row", "id", "request", "sample", "status", "error", "attempts"]
+_RESULTS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("first", pa.bool_()),
+        ("code", pa.string()),
+        ("attempts", pa.int64()),
+    ]
+)
+_VERSIONS = pa.schema([("row", pa.int64()), ("version", pa.string()), ("start", pa.int64())])
+_ADDED = pa.schema([("first", pa.int64()), ("stop", pa.int64()), ("start", pa.int64())])
+
+_SQL = {
+    "answered": "CREATE VIEW answered AS SELECT row, id FROM results WHERE first",
+    # A row that a later start filled anew has the version of that one.
+    "versions": """
+        CREATE TABLE versions AS SELECT row, arg_max(version, start) AS version
+        FROM known k WHERE NOT EXISTS (
+            SELECT 1 FROM added a WHERE a.start > k.start AND k.row >= a.first AND k.row < a.stop
+        ) GROUP BY row""",
+    "failed": f"""
+        CREATE TABLE again AS
+        SELECT f.row, min(t.position) AS position, {Kind.FAILED:d}::TINYINT AS kind,
+               min_by(t.version, t.position) AS version
+        FROM (SELECT DISTINCT row, id FROM results WHERE code IS NOT NULL
+              AND (len($codes) = 0 OR list_contains($codes, code)) AND attempts < $most) f
+        JOIN tonight t USING (id) GROUP BY f.row""",
+    "looked": """
+        CREATE TABLE looked AS
+        SELECT l.row, l.position, l.version, v.version AS before
+        FROM (SELECT a.row, min(t.position) AS position, min_by(t.version, t.position) AS version
+              FROM answered a JOIN tonight t USING (id) GROUP BY a.row) l
+        LEFT JOIN versions v USING (row)
+        WHERE l.version IS NOT NULL AND v.version IS DISTINCT FROM l.version""",
+    # An image that was not there, or was broken, when nobody looked: now there is one.
+    "changed": f"""
+        CREATE TABLE changed AS SELECT row, position, version,
+        CASE WHEN before IS NOT NULL
+               OR row IN (SELECT row FROM results WHERE list_contains($of_image, code))
+             THEN {Kind.CHANGED:d} ELSE {Kind.SEEN:d} END::TINYINT AS kind FROM looked""",
+    # What changed is asked anew as a whole, also where some of it had failed.
+    "both": f"""
+        DELETE FROM again WHERE row IN (SELECT row FROM changed WHERE kind = {Kind.CHANGED:d});
+        DELETE FROM changed WHERE row IN (SELECT row FROM again);
+        INSERT INTO again SELECT row, position, kind, version FROM changed""",
+    "unanswered": """
+        CREATE TABLE unanswered AS SELECT position, id FROM tonight t
+        WHERE NOT EXISTS (SELECT 1 FROM answered a WHERE a.id = t.id)""",
+    "fresh": f"""
+        CREATE TABLE fresh AS
+        SELECT u.position, CASE WHEN f.id IS NULL OR f.position = u.position
+                           THEN {Kind.NEW:d} ELSE {Kind.REPEATED:d} END::TINYINT AS kind
+        FROM unanswered u LEFT JOIN (
+            SELECT id, min(position) AS position FROM unanswered GROUP BY id HAVING count(*) > 1
+        ) f USING (id)""",
+}
+
+
+class Ids:
+    """What an output has answered, and what tonight's manifest has. Used as a context, it deletes
+    what it put on the disk."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vlmbatch-ids-")
+        self._database = duckdb.connect(str(Path(self._folder.name) / "ids"))
+        self._run(f"SET memory_limit = '{MEMORY}'")
+        self._run("SET temp_directory = $folder", folder=self._folder.name)
+        self._run("SET preserve_insertion_order = false")
+        self._run("SET enable_progress_bar = false")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        with suppress(duckdb.Error):
+            self._database.close()
+        self._folder.cleanup()
+
+    def load(
+        self,
+        output: Output | None,
+        tonight: Iterator[pa.RecordBatch],
+        selections: Iterable[Selection] = (),
+        undone: Iterable[int] = (),
+    ) -> None:
+        """``tonight``: (position, id, version) of the manifest's rows; versions may be null.
+
+        ``selections``: of earlier starts, in their order; ``undone``: output rows of the last one
+        whose changed images it did not come to.
+        """
+        self._load("results", _RESULTS, iter(()) if output is None else _results(output))
+        self._run(_SQL["answered"])
+        earlier = list(enumerate(selections))
+        self._load("added", _ADDED, _added(earlier))
+        self._load("known", _VERSIONS, _known(earlier, set(undone)))
+        self._run(_SQL["versions"])
+        self._load("tonight", TONIGHT, tonight)
+
+    def choose_again(self, codes: Iterable[str], max_attempts: int | None) -> None:
+        """The failed results with these codes (empty: all) whose rows the manifest still has."""
+        most = 2**31 if max_attempts is None else max_attempts
+        self._run(_SQL["failed"], codes=sorted(codes), most=most)
+
+    def choose_changed(self) -> None:
+        """The answered rows whose images have another version than they had."""
+        self._run(_SQL["looked"])
+        self._run(_SQL["changed"], of_image=list(OF_IMAGE))
+        self._run(_SQL["both"])
+
+    def choose_new(self) -> None:
+        """The rows whose id is not answered; of those with one id, the first is NEW."""
+        self._run(_SQL["unanswered"])
+        self._run(_SQL["fresh"])
+
+    def counts(self, table: str) -> dict[Kind, int]:
+        """Rows of ``again`` or ``fresh`` by kind."""
+        rows = self._run(f"SELECT kind, count(*) FROM {table} GROUP BY kind").fetchall()
+        return {Kind(kind): count for kind, count in rows}
+
+    def fresh(self) -> Iterator[tuple[int, int, Kind, str | None]]:
+        """(position, rows, kind, version) in the order of the manifest; rows that follow on each
+        other are one where they have no versions."""
+        query = "SELECT position, kind, version FROM fresh JOIN tonight USING (position)"
+        if not self._run("SELECT count(version) FROM tonight").fetchall()[0][0]:
+            query = "SELECT position, kind, NULL::VARCHAR AS version FROM fresh"
+        for batch in self._batches(f"{query} ORDER BY position"):
+            yield from _runs(batch)
+
+    def again(self) -> Iterator[pa.RecordBatch]:
+        """As generations have it, ascending by row of the output."""
+        for batch in self._batches(
+            "SELECT row, position, 1::BIGINT AS rows, kind, version FROM again ORDER BY row"
+        ):
+            yield batch.select(TABLE.names)
+
+    def _run(self, query: str, **values: Any) -> Any:
+        with self._reported():
+            return self._database.execute(query, values or None)
+
+    def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        with self._reported():
+            reader: Any = self._database.cursor().sql(query).to_arrow_reader(BATCH_ROWS)
+            yield from reader
+
+    def _load(self, name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+        raised: list[BaseException] = []
+
+        def passed_on() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from batches
+            except BaseException as error:
+                raised.append(error)  # DuckDB makes text of it
+                raise
+
+        reader = pa.RecordBatchReader.from_batches(schema, passed_on())
+        self._database.register("incoming", reader)
+        try:
+            self._run(f"CREATE TABLE {name} AS SELECT * FROM incoming")
+        except RunStopped:
+            if raised:
+                raise raised[0] from None
+            raise
+        self._database.unregister("incoming")
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except duckdb.Error as error:
+            said = " ".join(str(error).split())[:200]
+            raise RunStopped(
+                f"cannot compare the ids in {self._folder.name}: {said}",
+                hint="it needs about 100 bytes per row there: name another folder with TMPDIR",
+            ) from None
+
+
+def _results(output: Output) -> Iterator[pa.RecordBatch]:
+    """The first result of each row, and all that failed."""
+    view = output.view()
+    for number in view.numbers(output.part_rows):
+        bases, patches = view.files_of(number, output.part_range(number))
+        if len(bases) == 1 and bases[0].is_part and not patches:
+            batches = bases[0].batches(columns=_READ)
+        else:
+            batches = output.results(output.part_range(number))
+        for batch in batches:
+            first = pc.and_(pc.equal(batch["request"], 0), pc.equal(batch["sample"], 0))
+            code = pc.struct_field(batch["error"], "code")
+            wanted = pc.or_(first, pc.equal(batch["status"], "failed"))
+            columns = [batch["row"], batch["id"], first, code, batch["attempts"].cast(pa.int64())]
+            yield pa.record_batch(columns, schema=_RESULTS).filter(wanted)
+
+
+def _added(selections: Iterable[tuple[int, Selection]]) -> Iterator[pa.RecordBatch]:
+    for start, selection in selections:
+        rows = [(each.first, each.stop, start) for each in selection.generation.added]
+        if rows:
+            yield pa.record_batch(list(map(list, zip(*rows, strict=True))), schema=_ADDED)
+
+
+def _known(selections: list[tuple[int, Selection]], undone: set[int]) -> Iterator[pa.RecordBatch]:
+    for start, selection in selections:
+        for batch in selection.batches():
+            known = batch.filter(pc.is_valid(batch["version"]))
+            if undone and start == selections[-1][0]:
+                rows = pa.array(sorted(undone), pa.int64())
+                known = known.filter(pc.invert(pc.is_in(known["row"], value_set=rows)))
+            starts = pa.repeat(pa.scalar(start, pa.int64()), known.num_rows)
+            yield pa.record_batch([known["row"], known["version"], starts], schema=_VERSIONS)
+
+
+def _runs(batch: pa.RecordBatch) -> Iterator[tuple[int, int, Kind, str | None]]:
+    """Rows that follow on each other and are of one kind, without a version, as one."""
+    positions, kinds, versions = (batch[name] for name in ("position", "kind", "version"))
+    goes_on = pc.and_(
+        pc.equal(pc.pairwise_diff(positions), 1),
+        pc.and_(pc.equal(pc.pairwise_diff(kinds.cast(pa.int64())), 0), pc.is_null(versions)),
+    )
+    begins = pc.indices_nonzero(pc.invert(pc.fill_null(goes_on, False)))
+    starts = begins.to_pylist()
+    rows = [stop - start for start, stop in zip(starts, [*starts[1:], len(batch)], strict=True)]
+    for position, count, kind, version in zip(
+        positions.take(begins).to_pylist(),
+        rows,
+        kinds.take(begins).to_pylist(),
+        versions.take(begins).to_pylist(),
+        strict=True,
+    ):
+        yield position, count, Kind(kind), version
