@@ -31,6 +31,8 @@ CHECKPOINT_ROWS = 256
 SECRET = ("notify_url",)
 """Keys whose values stand in no message."""
 BUILT_IN_TASKS = ("caption", "vqa", "ground", "detect", "ocr")
+JUDGE = "judge"
+"""The task whose rows are the answers of another run."""
 
 _DECIMAL = r"([0-9]{1,15}(?:\.[0-9]{0,15})?)"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -72,7 +74,7 @@ _OBJECT_OR_PATH = {"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "n
 class TaskSpec(Section):
     """What is asked about every row."""
 
-    name: str = Field(description="caption, vqa, ground, detect, ocr, or a name of your own")
+    name: str = Field(description="caption, vqa, ground, detect, ocr, judge, or a name of your own")
     prompt: str | None = Field(
         None, description="Jinja template over the row's fields that words the task differently"
     )

@@ -45,6 +45,16 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """An answer that another run gave about a row, in words; ``problem``: why there is none."""
+
+    task: str
+    question: str
+    answer: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One manifest row. ``fields`` holds every column that was read, images excepted."""
 
@@ -54,6 +64,8 @@ class Row:
     fields: Mapping[str, Any]
     problem: str | None = None
     """Why the row cannot be asked about (null image, wrong type), else None."""
+    answers: tuple[Given, ...] = ()
+    """Those that are to be judged, in the order of the run that gave them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec
-from vlmbatch.manifest import Manifest, open_manifest
+from vlmbatch.manifest import Manifest
 from vlmbatch.placeholders import hide, values_of
 from vlmbatch.records import Range
 from vlmbatch.resolve import Asking, asking_of
@@ -77,8 +77,10 @@ def reopened(
             f"{folder} grows by --incremental: its rows are not those of one manifest",
             hint="batch files are made of a run without --incremental",
         )
+    from vlmbatch.judged_output import open_rows  # which opens an output, too
+
     listing = None if run_file.is_incremental else run_file.manifest
-    manifest = open_manifest(run_file.spec.manifest, listing)
+    manifest = open_rows(run_file.spec, listing)
     if not run_file.is_incremental and manifest.identity != run_file.ask["manifest"]:
         raise UsageError(
             f"the manifest of {folder} changed since the run",

@@ -18,7 +18,8 @@ from vlmbatch.errors import ManifestError, UsageError
 from vlmbatch.families import ENTRIES, Entry, Family, entry_of, made
 from vlmbatch.families.base import BOX_TASKS
 from vlmbatch.families.own import is_file
-from vlmbatch.job import EngineSpec, JobSpec, SamplingSpec, TaskSpec
+from vlmbatch.job import JUDGE, EngineSpec, JobSpec, SamplingSpec, TaskSpec
+from vlmbatch.judging import completed
 from vlmbatch.manifest import Columns, Manifest
 from vlmbatch.manifest.columns import ASKED, choose_columns
 from vlmbatch.models import ModelNotFound, folder_fingerprint, resolve_model
@@ -102,7 +103,8 @@ def resolve(job: JobSpec, manifest: Manifest, stored: RunFile | None) -> Resolve
     warnings: list[str] = []
     if stored is not None:
         job = _as_before(job, stored)
-    job = job.model_copy(update={"tasks": job.tasks or _default_tasks(job, manifest)})
+    tasks = [completed(spec) for spec in job.tasks or _default_tasks(job, manifest)]
+    job = job.model_copy(update={"tasks": tasks})
     pinned = "revision" in job.model_fields_set and _COMMIT.fullmatch(job.revision or "")
     notes: list[str] = []
     job, model = _with_engine_and_model(
@@ -369,7 +371,9 @@ def _check_sampling(sampling: SamplingSpec) -> None:
 
 
 def _check_structures(tasks: Sequence[Task], engine: str) -> None:
-    structured = [task.name for task in tasks if task.structure is not None]
+    """A judge's form is no wish of the user's: where the model is not held to it, some of its
+    answers fail, and can be asked for again."""
+    structured = [task.name for task in tasks if task.structure is not None and task.name != JUDGE]
     if structured and engine == "transformers":
         raise UsageError(
             f"the transformers engine cannot hold a model to a schema (task {structured[0]!r})",
@@ -414,6 +418,15 @@ def _carried(carry: Sequence[str], schema: pa.Schema, renamed: Mapping[str, str]
     return names
 
 
+_OWN_VARIABLES = {
+    "vqa": {"question"},
+    "ground": {"phrase"},
+    "detect": {"labels"},
+    JUDGE: {"question", "answer", "task"},
+}
+"""What a task's prompt may name without any such column."""
+
+
 def _template_columns(tasks: Sequence[Task], job: JobSpec, schema: pa.Schema) -> list[str]:
     """Columns that prompt templates name, besides those that a run reads anyway."""
     image = job.columns.get("image", "image")
@@ -421,8 +434,7 @@ def _template_columns(tasks: Sequence[Task], job: JobSpec, schema: pa.Schema) ->
     read_anyway.update(name for name in ASKED if job.columns.get(name, name) in schema.names)
     wanted: set[str] = set()
     for task in tasks:
-        own = {"vqa": "question", "ground": "phrase", "detect": "labels"}.get(task.name)
-        for name in sorted(task.variables - read_anyway - {own}):
+        for name in sorted(task.variables - read_anyway - _OWN_VARIABLES.get(task.name, set())):
             if name not in schema.names or name == image:
                 raise ManifestError(
                     f"the prompt of task {task.name!r} names {name!r}, and a row has no such field "

@@ -27,7 +27,8 @@ from vlmbatch.incremental.planning import (
 )
 from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec, check_same_ask
-from vlmbatch.manifest import Manifest, open_manifest
+from vlmbatch.judged_output import open_rows, with_judged
+from vlmbatch.manifest import Manifest
 from vlmbatch.manifest.identities import check_identifiable
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
@@ -90,13 +91,12 @@ def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) 
     command = _without_secrets(command, job)
     if job.detect_changes and not job.incremental:
         raise UsageError("--detect-changes is for --incremental", hint="give both, or neither")
-    named = job.manifest
-    job = job.model_copy(update={"manifest": [_absolute(path) for path in named]})
+    as_named = job = with_judged(job, store.place)
+    job = job.model_copy(update={"manifest": [_absolute(path) for path in job.manifest]})
     if not overwrite:
         check_ours(store)
     stored = None if overwrite else _begun(store)
-    listing = _same_listing(job, stored)
-    manifest = open_manifest(named, listing, include=job.include, exclude=job.exclude)
+    manifest = open_rows(as_named, _same_listing(job, stored))
     resolved = resolve(job, manifest, stored)
     if job.incremental:
         check_identifiable(manifest, resolved.asking.columns)

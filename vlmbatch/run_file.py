@@ -100,6 +100,8 @@ def _with_places(value: dict[str, Any], change: Callable[[str], str]) -> dict[st
     manifest, model = value["manifest"], value["model"]
     files = [{**file, "name": change(file["name"])} for file in manifest["files"]]
     manifest = {**manifest, "folder": change(manifest["folder"]), "files": files}
+    if answers := manifest.get("answers"):
+        manifest["answers"] = {**answers, "place": change(answers["place"])}
     model = {**model, "path": change(model["path"])}
     warnings = [change(warning) for warning in value.get("warnings", [])]
     job = _in_places(value["job"], change)

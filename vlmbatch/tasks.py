@@ -13,8 +13,9 @@ from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vlmbatch.errors import ErrorCode, Failure, RequestFailed, Stage, UsageError, failed
-from vlmbatch.job import BUILT_IN_TASKS, SamplingSpec, TaskSpec
-from vlmbatch.records import IMAGE, Request, Row, Sampling, Structure, TaskKind
+from vlmbatch.job import BUILT_IN_TASKS, JUDGE, SamplingSpec, TaskSpec
+from vlmbatch.judging import completed
+from vlmbatch.records import IMAGE, Given, Request, Row, Sampling, Structure, TaskKind
 from vlmbatch.structure import structure_of
 
 _templates = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
@@ -31,6 +32,8 @@ class Ask:
     question: str | None = None
     labels: tuple[str, ...] = ()
     """The labels of a detect ask, the one phrase of a ground ask."""
+    given: Given | None = None
+    """The answer that a judge is asked about."""
 
 
 PLACEHOLDERS = {
@@ -87,11 +90,12 @@ def make_task(spec: TaskSpec) -> Task:
 
     Raises UsageError for an unknown name, a template that is none, or a structure that is none.
     """
+    spec = completed(spec)
     if spec.name not in BUILT_IN_TASKS and spec.prompt is None:
         raise UsageError(
             f"unknown task {spec.name!r}",
-            hint=f"built in: {', '.join(BUILT_IN_TASKS)}; one of your own needs its prompt: "
-            f"--prompt {spec.name}=TEXT",
+            hint=f"built in: {', '.join((*BUILT_IN_TASKS, JUDGE))}; one of your own needs its "
+            f"prompt: --prompt {spec.name}=TEXT",
         )
     if not re.fullmatch(r"[\w.-]+", spec.name):
         raise UsageError(
@@ -177,7 +181,12 @@ def _of_sample(sampling: Sampling, sample: int) -> Sampling:
 
 def _asks(task: Task, row: Row) -> Iterator[tuple[Ask, Failure | None]]:
     spec, kind = task.spec, task.kind
-    if row.problem is not None:
+    if task.name == JUDGE and row.answers:
+        for given in row.answers:
+            problem = given.problem or row.problem
+            ask = Ask(kind, question=given.question, given=given)
+            yield ask, None if problem is None else _bad(problem)
+    elif row.problem is not None:
         yield Ask(kind), _bad(row.problem)
     elif kind is TaskKind.VQA:
         questions = _texts(row.fields, ("questions", "question"), spec.question)
@@ -266,6 +275,9 @@ def _worded(task: Task, ask: Ask, row: Row, family: Wording) -> tuple[str, str |
         )
         return _short_enough(family.word(asked)), ask.question
     variables: dict[str, Any] = {**row.fields, "id": row.id, "row": row.row}
+    if ask.given is not None:
+        given = ask.given
+        variables |= {"question": given.question, "answer": given.answer, "task": given.task}
     if ask.kind is TaskKind.VQA:
         variables["question"] = ask.question
     elif ask.kind is TaskKind.GROUND:

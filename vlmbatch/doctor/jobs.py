@@ -22,7 +22,7 @@ from vlmbatch.engines.own_code import adapter_for
 from vlmbatch.executors.choice import usable_gpus
 from vlmbatch.families import entry_of
 from vlmbatch.job import EngineSpec, JobSpec
-from vlmbatch.manifest import open_manifest
+from vlmbatch.judged_output import open_rows
 from vlmbatch.models import ModelNotFound, ResolvedModel, resolve_model
 from vlmbatch.planning.rows import RowsToDo
 from vlmbatch.planning.sample import checked, sample_of
@@ -102,7 +102,7 @@ def start_findings(job: JobSpec) -> list[Finding]:
 
 
 def manifest(job: JobSpec) -> Finding:
-    there = open_manifest(job.manifest, include=job.include, exclude=job.exclude)
+    there = open_rows(job)
     return ok("manifest", f"{there.extent}, {there.folder}")
 
 

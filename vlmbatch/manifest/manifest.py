@@ -6,7 +6,7 @@ import base64
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import xxhash
 
 from vlmbatch.errors import ManifestError, ManifestUnreachable
 from vlmbatch.manifest import images
+from vlmbatch.manifest.answers import Answers
 from vlmbatch.manifest.columns import ASKED, Columns, row_of
 from vlmbatch.manifest.files import ManifestFile, Place
 from vlmbatch.manifest.formats import FORMATS, OPEN
@@ -35,10 +36,12 @@ class Manifest:
     schema: pa.Schema
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was decided in listing it."""
+    answers: Answers | None = None
+    """Of another run about these rows, to be judged; then the rows are those that it answered."""
 
     @property
     def rows(self) -> int:
-        return sum(file.rows for file in self.files)
+        return self.answers.rows if self.answers else sum(file.rows for file in self.files)
 
     def rows_within(self, limit: int | None) -> int:
         """How many rows a run with this ``--limit`` has."""
@@ -46,15 +49,19 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """xxh3-128 hex over each file's name, size and identity."""
+        """xxh3-128 hex over each file's name, size and identity, and what the answers are."""
         digest = xxhash.xxh3_128()
         for file in self.files:
             digest.update(f"{file.name}\0{file.size}\0{file.identity}\n".encode())
+        if self.answers is not None:
+            digest.update(self.answers.identity.encode())
         return digest.hexdigest()
 
     @property
     def extent(self) -> str:
-        """``200 rows in 3 files``, ``200 images``."""
+        """``200 rows in 3 files``, ``200 images``, ``200 rows of answers in OUTPUT``."""
+        if self.answers is not None:
+            return f"{self.rows:,} rows of answers in {self.answers.place}"
         if self.files[0].format == images.NAME:
             return f"{self.rows:,} image{'s' if self.rows != 1 else ''}"
         files = len(self.files)
@@ -72,7 +79,8 @@ class Manifest:
         """As run.json keeps it: the list that a resume uses again."""
         schema = base64.b64encode(self.schema.serialize()).decode()
         files = [file.to_json() for file in self.files]
-        return {"folder": self.folder, "schema": schema, "files": files}
+        found = {"folder": self.folder, "schema": schema, "files": files}
+        return found if self.answers is None else {**found, "answers": self.answers.to_json()}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Manifest:
@@ -81,7 +89,10 @@ class Manifest:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["schema"])))
         folder = stored["folder"]
         FORMATS[files[0].format].check(Place(folder, files[0].name), files[0])
-        return cls(folder, files, schema)
+        answers = stored.get("answers")
+        return cls(
+            folder, files, schema, answers=None if answers is None else Answers.from_json(answers)
+        )
 
 
 def open_manifest(
@@ -200,6 +211,20 @@ class RowStream:
         )
 
     def _rows_from(self, first: int) -> Iterator[Row]:
+        rows, answers = self._rows_of_files(first), self._manifest.answers
+        if answers is None:
+            yield from rows
+            return
+        for row, (number, identity, given) in zip(rows, answers.from_row(first), strict=False):
+            if (row.row, row.id) != (number, identity):
+                raise ManifestError(
+                    f"the manifest has row {row.row} with the id {row.id!r}, and {answers.place} "
+                    f"answers about row {number} with the id {identity!r}",
+                    hint="judge with the --column options that it was made with",
+                )
+            yield replace(row, answers=given)
+
+    def _rows_of_files(self, first: int) -> Iterator[Row]:
         start = 0
         for file in self._manifest.files:
             if file.rows and first < start + file.rows:

@@ -121,7 +121,10 @@ def _ends(rows: Range) -> tuple[int, int]:
 
 
 def _lists(manifest: Manifest, columns: Columns) -> bool:
-    """Whether a row may give several requests of a task: it has a column of questions."""
+    """Whether a row may give several requests of a task: it has a column of questions, or answers
+    to be judged."""
+    if manifest.answers is not None:
+        return True
     for name in ("question", "questions", "phrase"):
         theirs = columns.names[name]
         if theirs in manifest.schema.names:

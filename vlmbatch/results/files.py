@@ -297,6 +297,17 @@ def list_shards(store: Store) -> list[ResultFile]:
     return found
 
 
+def part_numbered(store: Store, number: int) -> ResultFile | None:
+    """That part as it is now; None where there is none."""
+    name = f"part-{number:05d}.parquet"
+    try:
+        meta = _meta_of(store, name)
+    except FileNotFoundError:
+        return None
+    rows = Range(meta["first"], meta["stop"])
+    return ResultFile(name, meta["run"], meta["epoch"], rows, store=store)
+
+
 def counts_of(store: Store, files: Sequence[ResultFile]) -> list[Counts]:
     """What each file holds, from their footers."""
     return _each(store, ResultFile.counts, files)
