@@ -7,7 +7,8 @@ lines of JSON that are joined into one file (``Lines``), as Parquet (``Tables``)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import pyarrow as pa
 
 from vlmbatch.exports.pieces import Piece
+from vlmbatch.exports.selection import Drop
 from vlmbatch.exports.sinks import LineSink, ParquetSink, join
 from vlmbatch.grounding import Size
 from vlmbatch.records import Result
@@ -104,6 +106,11 @@ class Format:
     """It writes conversations: settings of their wording make another export."""
     absolute_paths: ClassVar[bool] = False
     """Local images are named by absolute paths, not relative to the export's folder."""
+    upright: ClassVar[bool] = False
+    """Its records name places in the image, and not all of its consumers obey EXIF: local images
+    that are stored turned are copied upright, also where the others are named."""
+    endings: ClassVar[frozenset[str]] = frozenset(("jpg", "png", "webp", "gif", "bmp"))
+    """Of files that its consumers open; images of other formats become PNG or JPEG."""
     options: ClassVar[Mapping[str, str]] = {}
     """Settings of its own (``--format-arg KEY=VALUE``): what each is."""
     taken: ClassVar[frozenset[str]] = frozenset()
@@ -112,6 +119,13 @@ class Format:
     def __init__(self, export: Export) -> None:
         """Raises UsageError where the run or the options do not fit; nothing is written yet."""
         self.export = export
+        self.boxes: Counter[str] = Counter()
+        """Boxes and points of the current piece, ``exported`` or why not; empty where the format
+        has none."""
+
+    def drops(self) -> Sequence[Drop]:
+        """Why results have no place in this format, whatever their example."""
+        return ()
 
     def records(self, example: Example) -> Iterable[Any]:
         """What becomes of an example. Raises Unsuited."""

@@ -13,6 +13,12 @@ from dataclasses import dataclass, replace
 from vlmbatch.errors import UsageError
 from vlmbatch.grounding import Box, Point, Size
 
+BOX_OPTIONS = {
+    "labels": "only these categories, in this order: person,car",
+    "min_box": "no box with a shorter side: in pixels (8), or of the image's (0.01, 1%)",
+}
+"""What ``BoxRules`` are made of."""
+
 UNNAMED = "object"
 """The category of a box that the model gave no label."""
 

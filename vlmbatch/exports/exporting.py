@@ -46,6 +46,9 @@ class Settings:
     """The format's own."""
 
 
+COUNTS = ("records", "dropped", "images", "boxes")
+
+
 @dataclass(slots=True)
 class Tally:
     """What a piece, or all of them, came to. ``results`` = ``exported`` + ``dropped``."""
@@ -59,18 +62,20 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     """Results that were not exported, by reason."""
     images: Counter[str] = field(default_factory=Counter)
+    boxes: Counter[str] = field(default_factory=Counter)
+    """Boxes and points of the rows: ``exported``, or why not."""
 
     def add(self, other: Tally) -> None:
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def to_json(self) -> dict[str, Any]:
-        counts = {n: dict(getattr(self, n)) for n in ("records", "dropped", "images")}
+        counts = {n: dict(getattr(self, n)) for n in COUNTS}
         return {**{n: getattr(self, n) for n in ("results", "exported", "rows")}, **counts}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Tally:
-        counts = {n: Counter(value[n]) for n in ("records", "dropped", "images")}
+        counts = {n: Counter(value[n]) for n in COUNTS}
         return cls(value["results"], value["exported"], value["rows"], **counts)
 
 
@@ -87,6 +92,7 @@ class Exported:
     records: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
+    boxes: dict[str, int] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     pieces: int = 0
     pieces_resumed: int = 0
@@ -107,11 +113,10 @@ class Exported:
             f"as {splits or 'no'} records ({self.format})",
             *(f"    {count:>9,}  left out: {reason}" for reason, count in self.dropped.items()),
         ]
-        if self.images:
-            images = ", ".join(
-                f"{count:,} {what.replace('_', ' ')}" for what, count in self.images.items()
-            )
-            lines.append(f"  images: {images}")
+        for name, counts in (("boxes", self.boxes), ("images", self.images)):
+            if counts:
+                each = (f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items())
+                lines.append(f"  {name}: {', '.join(each)}")
         rate = f", {self.rows_per_second:,.0f} rows/s" if self.rows_per_second else ""
         lines.append(f"  {', '.join(self.files[:6])} in {self.destination}")
         lines.append(f"  {self.seconds:,.1f} s{rate}")
@@ -183,7 +188,7 @@ def export(
         where=settings.where,
         min_chars=settings.min_chars,
         max_chars=settings.max_chars,
-        drops=drops,
+        drops=[*drops, *writer.drops()],
     )
     exported.splits  # noqa: B018  is checked
     told = _told(exported, kind, mode)
@@ -243,7 +248,7 @@ class _Making:
         target = self._export.destination
         selection, pictures = self._selection, self._pictures
         selection.results, selection.dropped = 0, Counter()
-        pictures.counts = Counter()
+        pictures.counts, self._writer.boxes = Counter(), Counter()
         tally, sinks = Tally(), dict[str, Sink]()
         with target.piece(number) as piece:
             try:
@@ -260,7 +265,7 @@ class _Making:
                     sink.close()
             tally.results = selection.results
             tally.dropped.update(selection.dropped)
-            tally.images = pictures.counts
+            tally.images, tally.boxes = pictures.counts, self._writer.boxes
             assert tally.results == tally.exported + sum(tally.dropped.values()), tally
             target.commit(piece, tally.to_json())
         return tally
@@ -343,7 +348,7 @@ def _summary(
     order = {name: at for at, name in enumerate(exported.splits.names)}
     summary.records = dict(sorted(total.records.items(), key=lambda item: order[item[0]]))
     summary.dropped = dict(total.dropped.most_common())
-    summary.images = dict(total.images)
+    summary.images, summary.boxes = dict(total.images), dict(total.boxes)
     summary.files = files
     summary.pieces, summary.pieces_resumed = len(source.parts), resumed
     summary.seconds = round(seconds, 2)

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,7 +19,7 @@ from typing import Self
 from vlmbatch.errors import RequestFailed
 from vlmbatch.exports.base import Example, Format, ImageMode, Picture
 from vlmbatch.grounding import Size
-from vlmbatch.images.decode import decode, header
+from vlmbatch.images.decode import decode, header, is_turned
 from vlmbatch.images.failures import Larger
 from vlmbatch.images.fetch import Fetcher, Reach, page_of, reference
 from vlmbatch.images.load import Limits, retried
@@ -162,7 +162,8 @@ class Pictures:
         if scheme_of(uri) is None and not os.path.isabs(uri):
             uri = f"{self._base.rstrip('/')}/{uri}"
         if is_local(uri):
-            return local_path(uri)
+            path = local_path(uri)
+            return None if self._form.upright and _is_turned(path) else path
         scheme = scheme_of(uri)
         if not self._form.opens_addresses or scheme in ("data", "zip", "tar") or "::" in uri:
             return None
@@ -198,8 +199,8 @@ class Pictures:
         most, page = self._limits.max_pixels, page_of(ref)
         found = header(data, max_pixels=most, page=page)
         ending = _ENDINGS.get(found.format)
-        if ending is not None and page is None and found.orientation == 1:
-            return File(data, ending, found.size)
+        if ending in self._form.endings and page is None and found.orientation == 1:
+            return File(data, str(ending), found.size)
         decoded = decode(data, max_pixels=most, page=page)
         photo = found.format in _PHOTOS
         file = io.BytesIO()
@@ -212,6 +213,11 @@ class Pictures:
 
     async def _ended(self) -> None:
         await self._fetcher.close()
+
+
+@lru_cache(1024)  # asked some times about each image that is on its way
+def _is_turned(path: str) -> bool:
+    return os.path.isfile(path) and is_turned(path)
 
 
 def _name_of(example: Example, at: int, ref: ImageRef, images: int, file: File | None) -> str:

@@ -33,7 +33,7 @@ class LineSink:
 class ParquetSink:
     """Rows of one schema."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path | BinaryIO, schema: pa.Schema) -> None:
         self._schema = schema
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
         self._held: list[dict[str, Any]] = []

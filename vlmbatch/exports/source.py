@@ -130,13 +130,13 @@ class Source:
         rows = ManifestImages(self)
         for example in examples:
             named = example.results[0].images or (example.results[0].image,)
-            if fetched or not self._names_images or not all(map(_is_path, named)):
+            if fetched or not self.names_images or not all(map(_is_path, named)):
                 yield example, rows.of(example)
             else:
                 yield example, tuple(ImageRef(uri=name) for name in named)
 
     @cached_property
-    def _names_images(self) -> bool:
+    def names_images(self) -> bool:
         """Whether the manifest's image column holds texts, not the images themselves."""
         schema = stored_schema(self.run_file.manifest)
         column = self.run_file.spec.columns.get("image", "image")

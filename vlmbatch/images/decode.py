@@ -95,6 +95,16 @@ def header(data: bytes, *, max_pixels: int, page: int | None = None) -> Header:
         )
 
 
+def is_turned(path: str) -> bool:
+    """Whether a local file is an image whose EXIF says that it stands upright otherwise than its
+    pixels are stored. Reads the header only."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.format != "TIFF" and _orientation(image) != 1
+    except Exception:  # it is no image: whoever opens it will say so
+        return False
+
+
 def decode(
     data: bytes,
     *,
