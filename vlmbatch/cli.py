@@ -712,6 +712,12 @@ def _user_words(templates: tuple[str, ...], paraphrases: str | None) -> dict[str
     metavar="FAMILY|ID",
     help="What will be trained: its prompts, boxes in its syntax. Default: the family that read.",
 )
+@click.option("--labels", metavar="A,B", help="Of boxes, only these labels, in this order.")
+@click.option(
+    "--min-box",
+    metavar="SIZE",
+    help="No boxes with a shorter side: of so many pixels (8), or of the image's (0.01, 1%).",
+)
 @click.option("--manifest", metavar="PATH", help="Where the run's manifest is by now.")
 @click.option(
     "--format-arg",
@@ -755,6 +761,7 @@ def export(
     from vlmbatch.exports.exporting import Settings
     from vlmbatch.exports.exporting import export as export_results
 
+    boxes = {name: options[name] for name in ("labels", "min_box") if options[name] is not None}
     settings = Settings(
         images=options["images"] and ImageMode(options["images"]),
         split=options["split"],
@@ -767,7 +774,7 @@ def export(
             user=_user_words(options["user_templates"], options["paraphrases"]),
             for_model=options["for_model"],
         ),
-        options=options["format_args"],
+        options={**options["format_args"], **boxes},
     )
     _tell(
         export_results(

@@ -28,11 +28,13 @@ from vlmbatch.records import TaskKind
 if TYPE_CHECKING:
     from vlmbatch.exports.exporting import Export
 
+
 @dataclass(slots=True)
 class Labelled:
     """One image, with the boxes, points and captions of all rows about it.
 
-    ``path``: as ``base.Picture`` has it. ``id``: of its first row.
+    ``path``: as ``base.Picture`` has it; of a copy, relative to the export's folder. ``id``: of
+    its first row.
     """
 
     id: str
@@ -43,6 +45,8 @@ class Labelled:
     captions: list[str] = field(default_factory=list)
     looked: bool = True
     """Boxes were asked for: where there are none, none were found."""
+    carried: dict[str, Any] = field(default_factory=dict)
+    """The carried columns of its first row."""
 
 
 class Annotations(Format):
@@ -82,29 +86,33 @@ class Annotations(Format):
         self._sieve.dropped = self.boxes
         boxes: list[Box] = []
         points: list[Point] = []
-        captions = []
+        captions, looked = [], False
         for result in example.results:
             answer = result.answer
             assert answer is not None
+            looked |= answer.boxes is not None
             boxes += self._sieve.boxes(answer.boxes or (), size)
             if self.has_points:
                 points += self._sieve.points(answer.points or ())
             elif answer.points:
-                self.boxes["points"] += len(answer.points)
+                self.boxes["points_left_out"] += len(answer.points)
             if answer.boxes is None and answer.text and result.task in self._captioning:
                 captions.append(answer.text)
         if boxes or points:
             self.boxes["exported"] += len(boxes) + len(points)
+        copy = self.copy_to(example, picture.name)
+        is_copied = picture.path in (copy, str(self.export.place / copy))
         yield {
             "image": self._image_of(example),
             "id": example.id,
-            "path": picture.path,
-            "copied": picture.path == self.copy_to(example, picture.name),
+            "path": copy if is_copied else picture.path,
+            "copied": is_copied,
             "size": [size.width, size.height],
             "boxes": [[b.label, b.x1, b.y1, b.x2, b.y2, b.score] for b in boxes],
             "points": [[p.label, p.x, p.y] for p in points],
             "captions": captions,
-            "looked": any(result.answer.boxes is not None for result in example.results if result.answer),
+            "looked": looked,
+            "carried": self.carried(example),
         }
 
     def _image_of(self, example: Example) -> str:
@@ -165,7 +173,7 @@ class Annotations(Format):
         seen: set[int] = set()
         several = set()
         for line in self._lines(split):
-            digest = xxhash.xxh3_64_intdigest(line["image"])
+            digest = xxhash.xxh3_64_intdigest(line["image"].encode())
             if digest in seen:
                 several.add(line["image"])
             seen.add(digest)
@@ -191,6 +199,7 @@ def _labelled(line: Mapping[str, Any]) -> Labelled:
         [Point(*point) for point in line["points"]],
         line["captions"],
         line["looked"],
+        line["carried"],
     )
 
 

@@ -146,6 +146,10 @@ class Format:
         """The carried columns, under names that are free in this format."""
         return {self.free_name(name): value for name, value in example.carried.items()}
 
+    def carried_fields(self) -> list[pa.Field]:
+        """The same, as columns of a table."""
+        return [each.with_name(self.free_name(each.name)) for each in self.export.source.carried]
+
     def free_name(self, column: str) -> str:
         return f"carried_{column}" if column in self.taken else column
 

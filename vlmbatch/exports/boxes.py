@@ -98,7 +98,7 @@ class Sieve:
         self._rules = rules
         self._names = {label.casefold(): label for label in rules.labels}
         self.dropped: Counter[str] = Counter()
-        """Boxes and points of ``other label``, and boxes that are ``too small``."""
+        """Boxes and points of ``other_label``, and boxes that are ``too_small``."""
 
     def boxes(self, boxes: Iterable[Box], image: Size) -> list[Box]:
         """Those that go out, labelled with their category; each has some area when rounded."""
@@ -106,9 +106,9 @@ class Sieve:
         for box in boxes:
             name, b = self.category(box.label), rounded(box)
             if name is None:
-                self.dropped["other label"] += 1
+                self.dropped["other_label"] += 1
             elif b.x1 >= b.x2 or b.y1 >= b.y2 or not self._rules.is_large_enough(box, image):
-                self.dropped["too small"] += 1
+                self.dropped["too_small"] += 1
             else:
                 kept.append(replace(b, label=name))
         return kept
@@ -118,7 +118,7 @@ class Sieve:
         for point in points:
             name = self.category(point.label)
             if name is None:
-                self.dropped["other label"] += 1
+                self.dropped["other_label"] += 1
             else:
                 kept.append(Point(name, round(point.x, 3), round(point.y, 3)))
         return kept

@@ -25,9 +25,10 @@ class Coco(Annotations):
 
     name = "coco"
     about = "boxes: instances_SPLIT.json; captions of the same run: captions_SPLIT.json"
-    images = (ImageMode.REFERENCE, ImageMode.COPY)
+    images = (ImageMode.COPY, ImageMode.REFERENCE)
     opens_addresses = True
     has_captions = True
+    taken = frozenset(("id", "width", "height", "file_name"))
 
     def finish(self) -> None:
         numbers = {name: number for number, name in enumerate(self.categories, 1)}
@@ -55,7 +56,8 @@ class Coco(Annotations):
                 entries = entries_of(image)
                 if entries is None:
                     continue
-                file.write(_item(image_entry(images + 1, image.path, image.size), first=not images))
+                entry = image_entry(images + 1, image.path, image.size)
+                file.write(_item({**entry, **image.carried}, first=not images))
                 images += 1
                 for entry in entries:
                     numbered = {"id": annotations + 1, "image_id": images, **entry}
@@ -65,7 +67,9 @@ class Coco(Annotations):
             waiting.seek(0)
             shutil.copyfileobj(waiting, file, 2**20)
         if numbers is not None:
-            categories = [{"id": n, "name": name, "supercategory": ""} for name, n in numbers.items()]
+            categories = [
+                {"id": n, "name": name, "supercategory": ""} for name, n in numbers.items()
+            ]
             file.write(f'],\n"categories": {_json(categories)}}}\n'.encode())
         else:
             file.write(b"]}\n")

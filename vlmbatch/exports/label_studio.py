@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
@@ -41,7 +41,8 @@ class LabelStudio(Annotations):
     opens_addresses = True
     absolute_paths = True
     has_points = True
-    options = {
+    taken = frozenset(("image", "id"))
+    options: ClassVar[Mapping[str, str]] = {
         **BOX_OPTIONS,
         "prefix": f"what stands before the path of a file; default: {PREFIX}",
         "document_root": "the folder that such paths start from; default: /, as Label Studio's is",
@@ -93,7 +94,7 @@ def task_of(image: Labelled, url: str, model: str) -> dict[str, Any]:
     scores = [box.score for box in boxes if box.score is not None]
     if boxes and len(scores) == len(boxes):
         prediction["score"] = round(min(1.0, max(0.0, sum(scores) / len(scores))), 6)
-    return {"data": {"image": url, "id": image.id}, "predictions": [prediction]}
+    return {"data": {**image.carried, "image": url, "id": image.id}, "predictions": [prediction]}
 
 
 def rectangle(number: int, box: Box, image: Size) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from vlmbatch.families.base import BOX_TASKS
 from vlmbatch.grounding import Box, Point, Size
 from vlmbatch.reading import stand_in
 from vlmbatch.records import Result
-from vlmbatch.storage import scheme_of
 
 if TYPE_CHECKING:
     from vlmbatch.exports.exporting import Export
@@ -44,14 +43,18 @@ class MsSwift(Lines):
 
     def __init__(self, export: Export) -> None:
         super().__init__(export)
-        self._sieve = Sieve(BoxRules.of(export.options.get("labels"), export.options.get("min_box")))
+        self._sieve = Sieve(
+            BoxRules.of(export.options.get("labels"), export.options.get("min_box"))
+        )
         self._conversations = Marking(export, self._sieve)
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:
         self._sieve.dropped = self.boxes
-        images = [self._absolute(picture.path or "") for picture in example.images]
+        images = [picture.path for picture in example.images]
         for conversation in self._conversations.of(example):
-            marked = [turn.content for turn in conversation.turns if isinstance(turn.content, Marked)]
+            marked = [
+                turn.content for turn in conversation.turns if isinstance(turn.content, Marked)
+            ]
             labels = [label for answer in marked for label in answer.labels]
             places = [place for answer in marked for place in answer.places]
             if places:
@@ -60,10 +63,8 @@ class MsSwift(Lines):
                 "messages": messages(conversation.turns, len(images)),
                 "images": images,
                 "objects": {"ref": labels, "bbox": places},
+                **self.carried(example),
             }
-
-    def _absolute(self, path: str) -> str:
-        return path if scheme_of(path) is not None else str(self.export.place / path)
 
 
 class Marked(str):

@@ -150,7 +150,7 @@ class Pictures:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(path.parent)
         path.write_bytes(file.data)
-        return Picture(name, copy, None, file.size)
+        return Picture(name, str(path) if self._form.absolute_paths else copy, None, file.size)
 
     def _address(self, ref: ImageRef) -> str | None:
         """Where the consumer finds the image by itself; None where it must be fetched."""

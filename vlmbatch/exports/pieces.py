@@ -102,7 +102,7 @@ class Destination:
             if (settings := self.settings) is not None:
                 self.write_settings(settings)
 
-    def write(self, name: str, build: Callable[[BinaryIO], None]) -> None:
+    def write(self, name: str, build: Callable[[BinaryIO], object]) -> None:
         """A file about the whole export: it appears when all of it is written."""
         self.claim(name)
         path = self.place / name

@@ -135,13 +135,21 @@ class Source:
             else:
                 yield example, tuple(ImageRef(uri=name) for name in named)
 
-    @cached_property
+    @property
+    def may_have_several(self) -> bool:
+        """Whether a row may have several images."""
+        return is_list(self._image_type)
+
+    @property
     def names_images(self) -> bool:
         """Whether the manifest's image column holds texts, not the images themselves."""
-        schema = stored_schema(self.run_file.manifest)
-        column = self.run_file.spec.columns.get("image", "image")
-        kind = schema.field(column).type
+        kind = self._image_type
         return is_string(kind.value_type if is_list(kind) else kind)
+
+    @cached_property
+    def _image_type(self) -> pa.DataType:
+        schema = stored_schema(self.run_file.manifest)
+        return schema.field(self.run_file.spec.columns.get("image", "image")).type
 
 
 class ManifestImages:
