@@ -745,6 +745,13 @@ def export(
 
     \b
     jsonl          an object for each answer, boxes and carried columns included
+    coco           boxes: instances_SPLIT.json; captions of the same run: captions_SPLIT.json
+    yolo           boxes: data.yaml, images/SPLIT, labels/SPLIT, for ultralytics and its like
+    label-studio   boxes and points: tasks_SPLIT.json with predictions, labeling_config.xml
+    fiftyone       boxes: SPLIT/labels.json and SPLIT/data, a FiftyOneImageDetectionDataset
+    hf-objects     boxes: SPLIT/metadata.parquet beside images, for load_dataset('imagefolder')
+    ms-swift       conversations with boxes and points as <bbox> and objects: SPLIT.jsonl
+    qwen-vl        conversations for Qwen-VL's own fine-tuning, boxes as Qwen says them
     openai-batch   the requests without a good answer, images inline, as requests-*.jsonl for
                    `vllm run-batch` and hosted batch APIs; import-batch takes the answers in
     """
