@@ -21,6 +21,7 @@ class Axolotl(Lines):
     images = (ImageMode.REFERENCE, ImageMode.COPY)
     absolute_paths = True
     talks = True
+    says_boxes = True
     taken = frozenset(("id", "messages", "images", "image"))
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:

@@ -177,10 +177,15 @@ def export(
     settings = settings or Settings()
     kind = format_named(form)
     source = open_source(folder, manifest)
+    if not kind.talks and settings.wording != Wording():
+        raise UsageError(
+            f"the format {kind.name} has no conversations to word",
+            hint="leave out --conversation, --system, --user-template, --paraphrases, --for-model",
+        )
     target = Destination(checked_place(folder, destination))
     exported = Export(source, target, settings, _options(kind, settings.options))
     mode = _image_mode(kind, settings.images)
-    if kind.talks:
+    if kind.says_boxes:
         exported.conversations.check_boxes()
     writer = kind(exported)
     selection = Selection(
@@ -319,8 +324,8 @@ def _told(exported: Export, kind: type[Format], mode: ImageMode) -> dict[str, An
     """What makes this export another one than others, as export.json keeps it."""
     given = asdict(exported.settings)
     given.pop("images")
-    wording = exported.conversations.identity if kind.talks else {}
     given.pop("wording")
+    wording = exported.conversations.identity if kind.talks else {}
     source = exported.source
     return {
         "format": kind.name,

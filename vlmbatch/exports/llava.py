@@ -26,6 +26,7 @@ class Llava(Lines):
     images = (ImageMode.REFERENCE, ImageMode.COPY)
     several_images = False
     talks = True
+    says_boxes = True
     taken = frozenset(("id", "image", "conversations"))
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:

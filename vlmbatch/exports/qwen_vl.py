@@ -38,6 +38,7 @@ class QwenVL(Lines):
     about = "conversations for Qwen-VL's own fine-tuning, boxes as Qwen says them: SPLIT.jsonl"
     images = (ImageMode.REFERENCE, ImageMode.COPY)
     talks = True
+    says_boxes = True
     upright = True
     options: ClassVar[Mapping[str, str]] = {
         **BOX_OPTIONS,

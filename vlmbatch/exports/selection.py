@@ -88,7 +88,7 @@ class Where:
     def _holds(self, batch: pa.RecordBatch) -> pa.Array:
         self._duckdb.register("results", pa.Table.from_batches([batch]))
         query = f"SELECT coalesce(({self._expression})::BOOLEAN, false) AS holds FROM results"
-        found: pa.Table = self._duckdb.execute(query).to_arrow_table()
+        found: pa.Table = self._duckdb.sql(query).to_arrow_table()
         return found["holds"].combine_chunks()
 
 

@@ -21,6 +21,7 @@ class Sharegpt(Lines):
     about = "JSON lines for LLaMA-Factory: messages, images; and dataset_info.json"
     images = (ImageMode.REFERENCE, ImageMode.COPY)
     talks = True
+    says_boxes = True
     options = {"name": "the data set's name in dataset_info.json (vlmbatch)"}  # noqa: RUF012
     taken = frozenset(("id", "messages", "images", "system", "tools", "videos", "audios"))
 
