@@ -52,7 +52,7 @@ test-vllm-families: $(VLLM_INSTALLED) $(TORCHVISION) ## tiny models of many fami
 test-slow: $(INSTALLED) $(TORCHVISION) ## the slow ones: long forms, kills at every point
 	$(PYTEST) -m slow
 
-test-consumers: $(INSTALLED) ## tests that install other libraries from pip's index, in environments of their own
+test-consumers: $(INSTALLED) $(TORCHVISION) ## tests that install other libraries from pip's index, in environments of their own
 	$(PYTEST) -m consumers
 
 kill-all: $(INSTALLED) ## kill driver, workers and engines at every point: slow tests named *kill*

@@ -441,6 +441,7 @@ def test_a_part_that_may_be_patched_in_this_start_waits_for_its_end(output):
     gatherer.committed(Range(10, 16))
     commit(output, Range(16, 32), "new", epoch=2)
     gatherer.committed(Range(16, 32))
+    gatherer.go_on()
     gatherer.close()
     assert [part.rows for part in list_parts(output.store)] == [Range(0, 10), Range(16, 32)]
     commit(output, Range(3, 4), "patched", epoch=2, patch=[(3, 0)])

@@ -2,5 +2,24 @@
 
 from __future__ import annotations
 
-FORMATS = ("openai-batch",)
-"""Each is one module, imported when asked: ``openai_batch`` for ``openai-batch``."""
+FORMATS = {
+    "trl": "trl",
+    "llava": "llava",
+    "sharegpt": "sharegpt",
+    "axolotl": "axolotl",
+    "jsonl": "jsonl",
+    "captions": "captions",
+    "imagefolder": "imagefolder",
+    "webdataset": "webdataset",
+    "hub": "hub",
+    "coco": "coco",
+    "yolo": "yolo",
+    "label-studio": "label_studio",
+    "fiftyone": "fiftyone",
+    "hf-objects": "hf_objects",
+    "ms-swift": "ms_swift",
+    "qwen-vl": "qwen_vl",
+}
+"""Training data, by the name of its form: a module of this package, imported when asked, whose
+``FORMAT`` is the class (base.Format). Other packages' stand under the entry point group
+``vlmbatch.exports`` (own.py)."""

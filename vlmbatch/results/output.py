@@ -102,9 +102,11 @@ class Output:
         files = [*list_shards(self.store), *list_parts(self.store)]
         self.store.delete(file.name for file in files if file.run != self.run)
 
-    def results(self, window: Range | None = None) -> Iterator[pa.RecordBatch]:
+    def results(
+        self, window: Range | None = None, *, view: View | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """Every committed result in manifest order, gathered or not."""
-        view = self.view()
+        view = self.view() if view is None else view
         for number in view.numbers(self.part_rows):
             inside = self.part_range(number)
             if window is not None:
