@@ -106,6 +106,7 @@ def main() -> None:
     vlmbatch status OUTPUT                           (also of many: the folder above)
     vlmbatch retry OUTPUT
     vlmbatch reparse OUTPUT
+    vlmbatch quality OUTPUT                          (are the answers any good?)
     """
 
 
@@ -635,6 +636,34 @@ def status(output: str, watch: float | None, last: int, as_json: bool) -> None:
     else:
         found = outputs.look()
         click.echo(json.dumps(found, indent=1) if as_json else shown(found))
+
+
+@main.command()
+@click.argument("output")
+@click.option(
+    "--fail-on",
+    multiple=True,
+    metavar="GATE",
+    help="Exit code 3 if it holds, as in 'repeated>0.05' or 'caption.words_median<5', of the "
+    "figures in --json; repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@clean_errors
+def quality(output: str, fail_on: tuple[str, ...], as_json: bool) -> None:
+    """Whether the answers of OUTPUT are any good: repeated, stuck in a loop, cut, refused, ...
+
+    Looks at every result once, asks no model, and keeps what it found in the output.
+    """
+    from vlmbatch.quality.measuring import measure
+
+    found = measure(output, fail_on=fail_on)
+    shown = json.dumps(found.quality, indent=1, ensure_ascii=False) if as_json else found.text
+    click.echo(hidden(shown))
+    for warning in found.warnings:
+        click.echo(f"Warning: {hidden(warning)}", err=True)
+    for gate in found.failed_gates:
+        click.echo(f"Failed: {gate}", err=True)
+    sys.exit(found.exit_code)
 
 
 @main.command()

@@ -6,7 +6,7 @@ first row, then the longest; so late writes, overlapping ranges and repeated com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -97,8 +97,13 @@ class Output:
         files = [*list_shards(self.store), *list_parts(self.store)]
         self.store.delete(file.name for file in files if file.run != self.run)
 
-    def results(self, window: Range | None = None) -> Iterator[pa.RecordBatch]:
-        """Every committed result in manifest order, gathered or not."""
+    def results(
+        self, window: Range | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Every committed result in manifest order, gathered or not.
+
+        ``columns``: only these; ``row``, ``request`` and ``sample`` must be among them.
+        """
         view = self.view()
         for number in view.numbers(self.part_rows):
             inside = self.part_range(number)
@@ -107,7 +112,7 @@ class Output:
                     continue
                 inside = Range(max(inside.first, window.first), min(inside.stop, window.stop))
             bases, patches = view.files_of(number, self.part_range(number))
-            yield from _merged(bases, patches, inside)
+            yield from _merged(bases, patches, inside, columns)
 
     def counts(self) -> Counts:
         """What all committed results hold; footers suffice where no file overlaps or patches.
@@ -204,20 +209,25 @@ def winners(files: Iterable[ResultFile], window: Range) -> Iterator[tuple[Result
 
 
 def _merged(
-    bases: list[ResultFile], patches: list[ResultFile], window: Range
+    bases: list[ResultFile],
+    patches: list[ResultFile],
+    window: Range,
+    columns: Sequence[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    patch = _patch_table(patches, window)
+    patch = _patch_table(patches, window, columns)
     for file, rows in winners(bases, window):
-        for batch in file.batches(rows):
+        for batch in file.batches(rows, columns):
             yield from [batch] if patch is None else _patched(batch, patch, window.first)
 
 
-def _patch_table(patches: list[ResultFile], window: Range) -> pa.Table | None:
+def _patch_table(
+    patches: list[ResultFile], window: Range, columns: Sequence[str] | None
+) -> pa.Table | None:
     """The newest replacement of each result, with its ``_key``."""
     tables = []
     seen: pa.Array = pa.array([], pa.int64())
     for file in sorted(patches, key=lambda f: -f.epoch):
-        batches = list(file.batches(window))
+        batches = list(file.batches(window, columns))
         if not batches:
             continue
         table = pa.Table.from_batches(batches)
