@@ -718,6 +718,20 @@ def _user_words(templates: tuple[str, ...], paraphrases: str | None) -> dict[str
 @click.option("--min-chars", type=click.IntRange(min=1), help="No texts shorter than this.")
 @click.option("--max-chars", type=click.IntRange(min=1), help="No texts longer than this.")
 @click.option(
+    "--drop",
+    callback=_words,
+    metavar="WHAT,...",
+    help="Leave out refusals, preambles, loops, truncated, duplicate-captions, "
+    "near-duplicate-images, as `vlmbatch quality` finds them.",
+)
+@click.option(
+    "--max-per-label",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most N results for each label of boxes, choices or answers to questions.",
+)
+@click.option("--strip-preambles", is_flag=True, help='"The image shows a cat" becomes "A cat".')
+@click.option(
     "--conversation",
     type=click.Choice(["per-image", "per-request"]),
     default="per-image",
@@ -790,6 +804,9 @@ def export(
         where=options["where"],
         min_chars=options["min_chars"],
         max_chars=options["max_chars"],
+        drop=options["drop"],
+        max_per_label=options["max_per_label"],
+        strip_preambles=options["strip_preambles"] or None,
         wording=Wording(
             per=options["conversation"].removeprefix("per-"),
             system=None if options["system"] is None else _text(options["system"]),
@@ -813,7 +830,7 @@ def export(
 
 def _only_for_training_data(options: dict[str, Any]) -> None:
     for name, value in options.items():
-        if value not in (None, (), {}, "per-image"):
+        if value not in (None, (), {}, False, "per-image"):
             flag = {"user_templates": "user-template", "format_args": "format-arg"}.get(name, name)
             raise UsageError(
                 f"--{flag.replace('_', '-')} is for training data, not for --to openai-batch"

@@ -27,7 +27,7 @@ from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
-from vlmbatch.results.store import SHARDS, STATUS_FILE, Store, open_store
+from vlmbatch.results.store import QUALITY_FILE, SHARDS, STATUS_FILE, Store, open_store
 from vlmbatch.run_file import RunFile, new_run_id, now, read_run_file, write_run_file
 from vlmbatch.storage import is_local
 from vlmbatch.summary import INTERRUPTED, TOO_MANY_FAILED, Summary, summarise
@@ -361,7 +361,7 @@ def _delete_results(store: Store) -> None:
     """--overwrite, under the lock: what earlier runs wrote here, and nothing else."""
     parts = [entry.name for entry in store.entries() if is_part_name(entry.name)]
     shards = [entry.name for entry in store.entries(SHARDS) if entry.name.endswith(".arrow")]
-    store.delete([*parts, *(f"{SHARDS}/{name}" for name in shards), STATUS_FILE])
+    store.delete([*parts, *(f"{SHARDS}/{name}" for name in shards), STATUS_FILE, QUALITY_FILE])
 
 
 def _check_same(

@@ -17,18 +17,19 @@ from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.quality.base import COLUMNS, Answers, Measure, Metric
 from vlmbatch.quality.gates import Gate, GateResult, checked, judged
 from vlmbatch.quality.measures import Subject, measures_of
+from vlmbatch.quality.measures.labels import LABELS
+from vlmbatch.quality.measures.repeated import TEXTS
 from vlmbatch.quality.scratch import Scratch
 from vlmbatch.records import Range
 from vlmbatch.reopen import check_read_through
 from vlmbatch.results.output import Output
 from vlmbatch.results.schema import RESULT_SCHEMA
-from vlmbatch.results.store import OURS, Store, open_store
+from vlmbatch.results.store import QUALITY_FILE, Store, open_store
 from vlmbatch.run_file import now, read_run_file
 from vlmbatch.summary import TOO_MANY_FAILED
 from vlmbatch.tasks import make_task
 from vlmbatch.terminal import say
 
-QUALITY_FILE = f"{OURS}/quality.json"
 _LINE_SECONDS = 30.0
 
 
@@ -134,7 +135,7 @@ def measure(folder: str, *, fail_on: Sequence[str] = ()) -> Measured:
     check_read_through(store, run_file)
     output = Output(store, run_file.run, run_file.part_rows, RESULT_SCHEMA)
     started = time.monotonic()
-    with Scratch() as scratch:
+    with Scratch({"texts": TEXTS, "labels": LABELS}) as scratch:
         counts = output.counts()
         tasks: dict[str, TaskQuality] = {}
         for number, spec in enumerate(run_file.spec.tasks):

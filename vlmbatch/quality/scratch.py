@@ -1,13 +1,12 @@
-"""What grows with the output while it is measured, kept out of memory by DuckDB.
+"""What grows with the output while it is looked at, kept out of memory by DuckDB.
 
-Texts are kept as 64-bit hashes (two of ten million texts share one with a probability of 3 in a
-million), labels as counts per batch. DuckDB is held to ``MEMORY`` and spills to a temporary folder.
+DuckDB is held to ``MEMORY`` and spills to a temporary folder.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -18,28 +17,19 @@ from vlmbatch.errors import RunStopped
 
 MEMORY = "256MB"
 INSERT_ROWS = 65_536
-
-TEXTS = pa.schema(
-    [
-        pa.field("task", pa.uint8()),
-        pa.field("hash", pa.uint64()),
-        pa.field("image", pa.uint64()),
-        pa.field("row", pa.int64()),
-    ]
-)
-LABELS = pa.schema(
-    [pa.field("task", pa.uint8()), pa.field("label", pa.string()), pa.field("n", pa.int64())]
-)
-_TYPES = {"uint8": "utinyint", "uint64": "ubigint", "int64": "bigint", "string": "varchar"}
+_TYPES = {
+    "uint8": "utinyint",
+    "uint64": "ubigint",
+    "int64": "bigint",
+    "int32": "integer",
+    "string": "varchar",
+}
 
 
 class Scratch:
-    """Two tables: ``texts`` (one line per text) and ``labels`` (counts, to be summed up).
+    """Tables that are filled, then asked. A context manager: its files go when it ends."""
 
-    A context manager: its files go when it ends.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, tables: Mapping[str, pa.Schema]) -> None:
         import duckdb
 
         self._folder = tempfile.TemporaryDirectory(prefix="vlmbatch-quality-")
@@ -48,14 +38,14 @@ class Scratch:
             config={
                 "memory_limit": MEMORY,
                 "temp_directory": self._folder.name,
-                "threads": 2,
-                "preserve_insertion_order": False,
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
+                "threads": "2",
+                "preserve_insertion_order": "false",
+                "autoinstall_known_extensions": "false",
+                "autoload_known_extensions": "false",
             }
         )
-        self._waiting: dict[str, list[pa.Table]] = {"texts": [], "labels": []}
-        for name, schema in (("texts", TEXTS), ("labels", LABELS)):
+        self._waiting: dict[str, list[pa.Table]] = {name: [] for name in tables}
+        for name, schema in tables.items():
             columns = ", ".join(f"{field.name} {_TYPES[str(field.type)]}" for field in schema)
             self._db.execute(f"create table {name} ({columns})")
 
@@ -72,18 +62,24 @@ class Scratch:
         self._folder.cleanup()
 
     def add(self, table: str, rows: pa.Table) -> None:
+        """Columns as in the table's schema, in its order."""
         waiting = self._waiting[table]
         waiting.append(rows)
         if sum(each.num_rows for each in waiting) >= INSERT_ROWS:
             self._insert(table)
 
     def ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """The rows of a query over all that was added."""
+        """All rows of a query over what was added."""
+        return [row for some in self.stream(query, *values) for row in some]
+
+    def stream(self, query: str, *values: Any) -> Iterator[list[tuple[Any, ...]]]:
+        """The same, some thousands at a time. One at a time: the next query ends it."""
         for table in self._waiting:
             self._insert(table)
         with _explained(self._error):
-            found: list[tuple[Any, ...]] = self._db.execute(query, list(values)).fetchall()
-        return found
+            self._db.execute(query, list(values))
+            while some := self._db.fetchmany(INSERT_ROWS):
+                yield some
 
     def _insert(self, table: str) -> None:
         waiting = self._waiting[table]
@@ -104,6 +100,6 @@ def _explained(kind: type[Exception]) -> Iterator[None]:
     except kind as error:
         reason = str(error).splitlines()[0]
         raise RunStopped(
-            f"cannot count what is repeated in {tempfile.gettempdir()}: {reason}",
+            f"cannot count in {tempfile.gettempdir()}: {reason}",
             hint="free some space there, or name another folder in TMPDIR",
         ) from None

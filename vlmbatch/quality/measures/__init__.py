@@ -38,6 +38,16 @@ class Subject:
     results_of: Callable[[int], Answers]
 
 
+def is_prose(task: Task) -> bool:
+    """Its answers are free text."""
+    return task.structure is None and task.kind not in (TaskKind.GROUND, TaskKind.DETECT)
+
+
+def is_unlike_others(task: Task) -> bool:
+    """Two images should not have the same answer. Many may well have the answer "yes"."""
+    return is_prose(task) and task.kind is not TaskKind.VQA
+
+
 def measures_of(subject: Subject) -> list[Measure]:
     """In the order in which they are shown."""
     task = subject.task
@@ -51,9 +61,9 @@ def measures_of(subject: Subject) -> list[Measure]:
         measures += [Empty(), Boxes(), BoxLabels(subject.scratch, subject.number, asked)]
     else:
         measures += [Empty(), Refusals(), Preambles(), Loops()]
-        if task.kind is TaskKind.VQA:  # many images may well have the answer "yes"
-            measures.append(AnswerLabels(subject.scratch, subject.number))
-        else:
+        if is_unlike_others(task):
             measures.append(Repeated(subject.scratch, subject.number, subject.results_of))
+        else:
+            measures.append(AnswerLabels(subject.scratch, subject.number))
         measures += [Lengths(), Scripts(), Languages(subject.results)]
     return measures

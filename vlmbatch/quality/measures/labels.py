@@ -13,9 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmbatch.quality.base import Answers, Measure, Metric
-from vlmbatch.quality.scratch import LABELS, Scratch
+from vlmbatch.quality.scratch import Scratch
 
 MOST = 20
+LABELS = pa.schema(
+    [pa.field("task", pa.uint8()), pa.field("label", pa.string()), pa.field("n", pa.int64())]
+)
+"""How often a label comes in a batch; to be summed up."""
 
 
 class Labels(Measure):

@@ -55,7 +55,11 @@ class Languages(Measure):
         return shares_of("language", self._counts, self._examples)
 
     def lines(self) -> list[tuple[str, str]]:
-        return [("languages", MISSING)] if self._judge is None else []
+        if self._judge is None:
+            return [("languages", MISSING)]
+        if self._judged and not self._counts:
+            return [("languages", f"none of {self._judged:,} texts is long enough to tell")]
+        return []
 
     def details(self) -> dict[str, Any]:
         if self._judge is None:

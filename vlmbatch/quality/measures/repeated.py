@@ -11,10 +11,19 @@ import pyarrow as pa
 import xxhash
 
 from vlmbatch.quality.base import EXAMPLES, Answers, Example, Measure, Metric
-from vlmbatch.quality.scratch import TEXTS, Scratch
+from vlmbatch.quality.scratch import Scratch
 from vlmbatch.quality.words import hash_of
 
 MOST = 10
+TEXTS = pa.schema(
+    [
+        pa.field("task", pa.uint8()),
+        pa.field("hash", pa.uint64()),
+        pa.field("image", pa.uint64()),
+        pa.field("row", pa.int64()),
+    ]
+)
+"""A line for each text. Two of ten million share a hash with a probability of 3 in a million."""
 
 
 class Repeated(Measure):
