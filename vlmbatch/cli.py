@@ -113,6 +113,7 @@ def main() -> None:
     vlmbatch status OUTPUT                           (also of many: the folder above)
     vlmbatch retry OUTPUT
     vlmbatch reparse OUTPUT
+    vlmbatch quality OUTPUT                          (are the answers any good?)
     """
 
 
@@ -661,6 +662,35 @@ def status(output: str, watch: float | None, last: int, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("output")
+@click.option(
+    "--fail-on",
+    multiple=True,
+    metavar="GATE",
+    help="Exit code 3 if it holds, as in 'repeated>0.05' or 'caption.words_median<5', of the "
+    "figures in --json; repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@clean_errors
+def quality(output: str, fail_on: tuple[str, ...], as_json: bool) -> None:
+    """Whether the answers of OUTPUT are any good: repeated, stuck in a loop, cut, refused, ...
+
+    Looks at every result once, asks no model, and keeps what it found in the output.
+    """
+    from vlmbatch.placeholders import hidden
+    from vlmbatch.quality.measuring import measure
+
+    found = measure(output, fail_on=fail_on)
+    shown = json.dumps(found.quality, indent=1, ensure_ascii=False) if as_json else found.text
+    click.echo(hidden(shown))
+    for warning in found.warnings:
+        _say("Warning", warning)
+    for gate in found.failed_gates:
+        click.echo(f"Failed: {gate}", err=True)
+    sys.exit(found.exit_code)
+
+
+@main.command()
 @click.argument("model", required=False)
 @click.option("--family", metavar="NAME|FILE", help="As for run.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
@@ -711,6 +741,20 @@ def _user_words(templates: tuple[str, ...], paraphrases: str | None) -> dict[str
 @click.option("--where", metavar="SQL", help="Only results for which this holds of their columns.")
 @click.option("--min-chars", type=click.IntRange(min=1), help="No texts shorter than this.")
 @click.option("--max-chars", type=click.IntRange(min=1), help="No texts longer than this.")
+@click.option(
+    "--drop",
+    callback=_words,
+    metavar="WHAT,...",
+    help="Leave out refusals, preambles, loops, truncated, duplicate-captions, "
+    "near-duplicate-images, as `vlmbatch quality` finds them.",
+)
+@click.option(
+    "--max-per-label",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most N results for each label of boxes, choices or answers to questions.",
+)
+@click.option("--strip-preambles", is_flag=True, help='"The image shows a cat" becomes "A cat".')
 @click.option(
     "--conversation",
     type=click.Choice(["per-image", "per-request"]),
@@ -806,6 +850,9 @@ def export(
         where=options["where"],
         min_chars=options["min_chars"],
         max_chars=options["max_chars"],
+        drop=options["drop"],
+        max_per_label=options["max_per_label"],
+        strip_preambles=options["strip_preambles"] or None,
         wording=Wording(
             per=options["conversation"].removeprefix("per-"),
             system=None if options["system"] is None else _text(options["system"]),
@@ -829,7 +876,7 @@ def export(
 
 def _only_for_training_data(options: dict[str, Any]) -> None:
     for name, value in options.items():
-        if value not in (None, (), {}, "per-image"):
+        if value not in (None, (), {}, False, "per-image"):
             flag = {"user_templates": "user-template", "format_args": "format-arg"}.get(name, name)
             raise UsageError(
                 f"--{flag.replace('_', '-')} is for training data, not for --to openai-batch"

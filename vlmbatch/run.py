@@ -40,7 +40,14 @@ from vlmbatch.results.generations import Generation
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
-from vlmbatch.results.store import GENERATIONS, SHARDS, STATUS_FILE, Store, open_store
+from vlmbatch.results.store import (
+    GENERATIONS,
+    QUALITY_FILE,
+    SHARDS,
+    STATUS_FILE,
+    Store,
+    open_store,
+)
 from vlmbatch.run_file import INCREMENTAL, RunFile, new_run_id, now, read_run_file, write_run_file
 from vlmbatch.storage import is_local
 from vlmbatch.summary import INTERRUPTED, TOO_MANY_FAILED, Summary, summarise
@@ -445,7 +452,8 @@ def _delete_results(store: Store) -> None:
     parts = [entry.name for entry in store.entries() if is_part_name(entry.name)]
     shards = [entry.name for entry in store.entries(SHARDS) if entry.name.endswith(".arrow")]
     nights = [f"{GENERATIONS}/{entry.name}" for entry in store.entries(GENERATIONS)]
-    store.delete([*parts, *(f"{SHARDS}/{name}" for name in shards), *nights, STATUS_FILE])
+    ours = [*(f"{SHARDS}/{name}" for name in shards), *nights, STATUS_FILE, QUALITY_FILE]
+    store.delete([*parts, *ours])
 
 
 def _check_same(

@@ -214,6 +214,10 @@ class Story:
         window = Range(first, self.random.randint(first + 1, ROWS + 5))
         inside = [r for r in expected if window.first <= r.row < window.stop]
         assert said(self.output.results(window)) == as_said(inside)
+        columns = ["text", "row", "request", "sample"]  # in an order that the files have not
+        some = [b for b in self.output.results(window, columns) for b in b.to_pylist()]
+        whole = [b for b in self.output.results(window) for b in b.select(columns).to_pylist()]
+        assert some == whole
 
 
 def shard_name(f: File) -> str:

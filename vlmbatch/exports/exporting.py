@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from vlmbatch.exports.conversations import Conversations, Wording
 from vlmbatch.exports.own import format_named
 from vlmbatch.exports.pictures import Pictures
 from vlmbatch.exports.pieces import Destination, Piece, checked_place, same_settings
+from vlmbatch.exports.quality import checked_filters, quality_drops, stripped
 from vlmbatch.exports.selection import Drop, Selection, Splits
 from vlmbatch.exports.source import Source, open_source
 from vlmbatch.records import ImageRef
@@ -42,6 +43,10 @@ class Settings:
     min_chars: int | None = None
     max_chars: int | None = None
     wording: Wording = field(default_factory=Wording)
+    drop: list[str] | None = None
+    """Filters of vlmbatch.quality."""
+    max_per_label: int | None = None
+    strip_preambles: bool | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     """The format's own."""
 
@@ -175,6 +180,8 @@ def export(
     """
     began = time.monotonic()
     settings = settings or Settings()
+    if settings.drop is not None:
+        settings = replace(settings, drop=checked_filters(settings.drop))
     kind = format_named(form)
     source = open_source(folder, manifest)
     if not kind.talks and settings.wording != Wording():
@@ -188,13 +195,16 @@ def export(
     if kind.says_boxes:
         exported.conversations.check_boxes()
     writer = kind(exported)
-    selection = Selection(
+    selected = partial(
+        Selection,
         source.output.schema,
         where=settings.where,
         min_chars=settings.min_chars,
         max_chars=settings.max_chars,
         drops=[*drops, *writer.drops()],
+        changed=partial(stripped, source) if settings.strip_preambles else None,
     )
+    selected()  # is checked
     exported.splits  # noqa: B018  is checked
     told = _told(exported, kind, mode)
     with target.held():
@@ -207,11 +217,20 @@ def export(
         if before is None or overwrite or before["state"] != "done":
             wrote = [] if before is None or overwrite else before["wrote"]
             target.write_settings({**state, "wrote": wrote})
-        pictures = Pictures(
-            writer, source.run_file.spec, base=source.base, place=target.place, mode=mode
+        pictures = partial(
+            Pictures, writer, source.run_file.spec, base=source.base, place=target.place
         )
-        with pictures:
-            making = _Making(exported, writer, selection, pictures)
+        judging = quality_drops(
+            source,
+            target,
+            lambda found: selected(drops=[*drops, *found]),
+            partial(pictures, mode=ImageMode.EMBED),
+            names=settings.drop or (),
+            max_per_label=settings.max_per_label,
+        )
+        selection = selected(drops=[*drops, *judging])
+        with pictures(mode=mode) as fetching:
+            making = _Making(exported, writer, selection, fetching)
             total, resumed = making.all_pieces()
         if before is None or overwrite or before["state"] != "done":
             writer.finish()

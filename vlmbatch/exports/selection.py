@@ -32,28 +32,39 @@ class Selection:
         min_chars: int | None = None,
         max_chars: int | None = None,
         drops: Sequence[Drop] = (),
+        changed: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None,
     ) -> None:
-        """Raises UsageError for an expression that does not fit the columns."""
-        asked: list[Drop] = [_failed]
+        """``changed``: what results become before anything but their failure is looked at.
+
+        Raises UsageError for an expression that does not fit the columns.
+        """
+        asked: list[Drop] = []
         if where is not None:
             asked.append(Where(where, schema))
         if min_chars is not None or max_chars is not None:
             asked.append(lambda batch: _by_length(batch, min_chars, max_chars))
         self._drops = [*asked, *drops]
+        self._changed = changed
         self.results = 0
         self.dropped: Counter[str] = Counter()
 
     def kept(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The results of the batch that are exported."""
         self.results += batch.num_rows
+        batch = self._without(_failed, batch)
+        if self._changed is not None:
+            batch = self._changed(batch)
         for drop in self._drops:
-            reasons = drop(batch)
-            if reasons.null_count == len(reasons):
-                continue
-            for found in pc.value_counts(reasons.drop_null()).to_pylist():
-                self.dropped[found["values"]] += found["counts"]
-            batch = batch.filter(pc.is_null(reasons))
+            batch = self._without(drop, batch)
         return batch
+
+    def _without(self, drop: Drop, batch: pa.RecordBatch) -> pa.RecordBatch:
+        reasons = drop(batch)
+        if reasons.null_count == len(reasons):
+            return batch
+        for found in pc.value_counts(reasons.drop_null()).to_pylist():
+            self.dropped[found["values"]] += found["counts"]
+        return batch.filter(pc.is_null(reasons))
 
 
 class Where:

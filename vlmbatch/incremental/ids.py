@@ -223,19 +223,12 @@ class Ids:
 
 def _results(output: Output) -> Iterator[pa.RecordBatch]:
     """The first result of each row, and all that failed."""
-    view = output.view()
-    for number in view.numbers(output.part_rows):
-        bases, patches = view.files_of(number, output.part_range(number))
-        if len(bases) == 1 and bases[0].is_part and not patches:
-            batches = bases[0].batches(columns=_READ)
-        else:
-            batches = output.results(output.part_range(number))
-        for batch in batches:
-            first = pc.and_(pc.equal(batch["request"], 0), pc.equal(batch["sample"], 0))
-            code = pc.struct_field(batch["error"], "code")
-            wanted = pc.or_(first, pc.equal(batch["status"], "failed"))
-            columns = [batch["row"], batch["id"], first, code, batch["attempts"].cast(pa.int64())]
-            yield pa.record_batch(columns, schema=_RESULTS).filter(wanted)
+    for batch in output.results(columns=_READ):
+        first = pc.and_(pc.equal(batch["request"], 0), pc.equal(batch["sample"], 0))
+        code = pc.struct_field(batch["error"], "code")
+        wanted = pc.or_(first, pc.equal(batch["status"], "failed"))
+        columns = [batch["row"], batch["id"], first, code, batch["attempts"].cast(pa.int64())]
+        yield pa.record_batch(columns, schema=_RESULTS).filter(wanted)
 
 
 def _added(selections: Iterable[tuple[int, Selection]]) -> Iterator[pa.RecordBatch]:

@@ -161,7 +161,7 @@ class ResultFile:
     ) -> Iterator[pa.RecordBatch]:
         """The results of these rows in (row, request, sample) order, a few thousand at a time.
 
-        ``columns``: of a part, only these, and then ``window`` must be None.
+        ``columns``: only these; with a ``window``, ``row`` must be among them.
         """
         if self.is_part:
             with self.store.ranged(self.name) as file:
@@ -170,12 +170,16 @@ class ResultFile:
                     batch_size=4096, columns=columns, use_threads=False
                 )
                 for batch in batches:
-                    yield from _inside(batch, window)
+                    yield from _inside(_only(batch, columns), window)
         else:
             with self.store.whole(self.name) as file:
                 reader = pa.ipc.open_file(file)
                 for i in range(reader.num_record_batches):
-                    yield from _inside(reader.get_batch(i), window)
+                    yield from _inside(_only(reader.get_batch(i), columns), window)
+
+
+def _only(batch: pa.RecordBatch, columns: Sequence[str] | None) -> pa.RecordBatch:
+    return batch if columns is None else batch.select(list(columns))
 
 
 def _inside(batch: pa.RecordBatch, window: Range | None) -> Iterator[pa.RecordBatch]:

@@ -6,7 +6,7 @@ first row, then the longest; so late writes, overlapping ranges and repeated com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -103,9 +103,16 @@ class Output:
         self.store.delete(file.name for file in files if file.run != self.run)
 
     def results(
-        self, window: Range | None = None, *, view: View | None = None
+        self,
+        window: Range | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        view: View | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Every committed result in manifest order, gathered or not."""
+        """Every committed result in manifest order, gathered or not.
+
+        ``columns``: only these; ``row``, ``request`` and ``sample`` must be among them.
+        """
         view = self.view() if view is None else view
         for number in view.numbers(self.part_rows):
             inside = self.part_range(number)
@@ -114,7 +121,7 @@ class Output:
                     continue
                 inside = Range(max(inside.first, window.first), min(inside.stop, window.stop))
             bases, patches = view.files_of(number, self.part_range(number))
-            yield from _merged(bases, patches, inside)
+            yield from _merged(bases, patches, inside, columns)
 
     def counts(self) -> Counts:
         """What all committed results hold; footers suffice where no file overlaps or patches.
@@ -224,11 +231,14 @@ def winners(files: Iterable[ResultFile], window: Range) -> Iterator[tuple[Result
 
 
 def _merged(
-    bases: list[ResultFile], patches: list[ResultFile], window: Range
+    bases: list[ResultFile],
+    patches: list[ResultFile],
+    window: Range,
+    columns: Sequence[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    patch = _patch_of(patches, window)
+    patch = _patch_of(patches, window, columns)
     for file, rows in winners(bases, window):
-        for batch in file.batches(rows):
+        for batch in file.batches(rows, columns):
             yield from [batch] if patch is None else _patched(batch, patch, window.first)
 
 
@@ -242,12 +252,14 @@ class _Patch:
     anew: pa.Array
 
 
-def _patch_of(patches: list[ResultFile], window: Range) -> _Patch | None:
+def _patch_of(
+    patches: list[ResultFile], window: Range, columns: Sequence[str] | None
+) -> _Patch | None:
     tables = []
     nothing: pa.Array = pa.array([], pa.int64())
     seen = anew = of_anew = nothing
     for file in sorted(patches, key=lambda f: -f.epoch):
-        batches = list(file.batches(window))
+        batches = list(file.batches(window, columns))
         if not batches:
             continue
         table = pa.Table.from_batches(batches).replace_schema_metadata()

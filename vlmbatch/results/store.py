@@ -27,6 +27,8 @@ from vlmbatch.storage import is_local
 OURS = "__vlmbatch"
 RUN_FILE = f"{OURS}/run.json"
 STATUS_FILE = f"{OURS}/status.json"
+QUALITY_FILE = f"{OURS}/quality.json"
+"""What ``vlmbatch quality`` found when it looked last."""
 NONCE_FILE = f"{OURS}/nonce"
 LOCK_FILE = f"{OURS}/lock"
 SHARDS = f"{OURS}/shards"
