@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.easy_vqa_data import easy_vqa_images, questions, truth
-from vlmbatch.grounding import Box, iou
 
 HERE = Path(__file__).parent
 
@@ -62,24 +61,21 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "vlmbatch", "run", str(manifest), "-m", "demo", "--json"]
     command += ["-o", str(output), "-t", "caption", "-t", "vqa", "-t", "ground"]
     command += ["--max-failure-rate", "1"]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    summary = json.loads(ended.stdout)
-    right: dict[str, list[bool]] = defaultdict(list)
-    position: dict[int, int] = defaultdict(int)
-    for result in pq.read_table(output).to_pylist():
-        image = result["row"]
-        if result["task"] == "vqa":
-            right["questions"].append(result["text"] == asked[image][position[image]][1])
-            position[image] += 1
-        elif result["task"] == "caption" and known[image].caption is not None:
-            right["captions"].append(result["text"] == known[image].caption)
-        elif result["task"] == "ground" and known[image].colour is not None:
-            right["boxes"].append(_found(result["boxes"], Box("", *known[image].box)))
+    summary = _json_of(command)
+    write_references(folder / "references.jsonl", rows)
+    command = [sys.executable, "-m", "vlmbatch", "eval", str(output), "--json", "--show", "0"]
+    tasks = _json_of([*command, "--references", str(folder / "references.jsonl")])["tasks"]
+    called = {"captions": "caption", "questions": "vqa", "boxes": "ground"}
+    shares = {
+        name: {
+            "right": tasks[task]["right"],
+            "of": tasks[task]["n"],
+            "share": round(tasks[task]["accuracy"], 4),
+        }
+        for name, task in called.items()
+    }
     return {
-        **{
-            task: {"right": sum(hits), "of": len(hits), "share": round(sum(hits) / len(hits), 4)}
-            for task, hits in right.items()
-        },
+        **shares,
         "rows_per_second": summary["rows_per_second"],
         "requests_per_second": round(summary["requests"] / summary["seconds"], 2),
         "seconds": summary["seconds"],
@@ -87,12 +83,26 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
     }
 
 
-def _found(boxes: list[dict[str, float]] | None, wanted: Box) -> bool:
-    """Whether the one box that was asked for is there, with IoU >= 0.5."""
-    if not boxes or len(boxes) != 1:
-        return False
-    box = boxes[0]
-    return iou(Box("", box["x1"], box["y1"], box["x2"], box["y2"]), wanted) >= 0.5
+def write_references(path: Path, rows: int) -> None:
+    """What is known of the first ``rows`` test pictures, for ``vlmbatch eval``; request 0 of each
+    is the caption, and the next ones are its questions."""
+    asked: dict[int, int] = defaultdict(int)
+    references: list[dict[str, Any]] = []
+    for _, answer, row in questions("test"):
+        if row < rows:
+            asked[row] += 1
+            references.append({"row": row, "request": asked[row], "text": answer})
+    for row, known in truth("test").items():
+        if row < rows and known.caption is not None:
+            references.append({"row": row, "task": "caption", "text": known.caption})
+        if row < rows and known.colour is not None:
+            box = dict(zip(("x1", "y1", "x2", "y2"), known.box, strict=True))
+            references.append({"row": row, "task": "ground", "boxes": [box]})
+    path.write_text("".join(json.dumps(each) + "\n" for each in references))
+
+
+def _json_of(command: list[str]) -> Any:
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from vlmbatch.schedule import TARGETS
 
 if TYPE_CHECKING:
     from vlmbatch.batches.importing import Imported
+    from vlmbatch.evaluation import Evaluation
     from vlmbatch.exports.openai_batch import Exported
     from vlmbatch.job import JobSpec
     from vlmbatch.reparse import Reparsed
@@ -710,6 +711,55 @@ def import_batch(output: str, files: tuple[str, ...], as_json: bool) -> None:
     sys.exit(summary.exit_code)
 
 
+@main.command("eval")
+@click.argument("output")
+@click.option(
+    "--references",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="What is right: Parquet, JSONL or CSV with id (or row), request, task, text, boxes; "
+    "repeatable.",
+)
+@click.option(
+    "--normalize",
+    type=click.Choice(["exact", "vqa"]),
+    default="exact",
+    help="What is done to texts before they are compared: exact trims, vqa is for short answers "
+    "(case, articles, punctuation, number words). Default: exact.",
+)
+@click.option(
+    "--show",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=3,
+    help="Wrong answers to show, of each task. Default: 3.",
+)
+@click.option("--output", "file", metavar="FILE", help="Write the JSON there, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the evaluation as JSON.")
+@clean_errors
+def evaluate(
+    output: str,
+    references: tuple[str, ...],
+    normalize: str,
+    show: int,
+    file: str | None,
+    as_json: bool,
+) -> None:
+    """Judge the answers of OUTPUT by references.
+
+    Texts are right if they are one of the reference's, boxes by IoU 0.5. Failed and missing answers
+    are wrong. What has no reference is counted, and not judged.
+    """
+    from vlmbatch.evaluation import evaluate as judge
+
+    found = judge(output, references, normalize=normalize, show=show)
+    if file is not None:
+        text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
+        Path(file).write_text(f"{text}\n", encoding="utf-8")
+    _tell(found, as_json)
+
+
 @main.command()
 @click.argument("manifest", nargs=-1, required=True)
 @click.option("-o", "--output", default="job.yaml", help="The file to write. Default: job.yaml.")
@@ -856,7 +906,7 @@ def _of_task(flag: str, value: str, names: list[str]) -> tuple[str, str]:
     return (names[0] if names else "caption"), value
 
 
-def _tell(summary: Summary | Exported | Imported | Reparsed, as_json: bool) -> None:
+def _tell(summary: Summary | Exported | Imported | Reparsed | Evaluation, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
     else:
