@@ -18,14 +18,14 @@ import click
 
 from vlmbatch import __version__
 from vlmbatch.errors import UsageError, VlmbatchError
-from vlmbatch.exports import FORMATS
 from vlmbatch.placeholders import hidden
 from vlmbatch.schedule import TARGETS
 
 if TYPE_CHECKING:
     from vlmbatch.batches.importing import Imported
     from vlmbatch.evaluation import Evaluation
-    from vlmbatch.exports.openai_batch import Exported
+    from vlmbatch.exports.exporting import Exported
+    from vlmbatch.exports.openai_batch import Exported as ExportedRequests
     from vlmbatch.job import JobSpec
     from vlmbatch.reparse import Reparsed
     from vlmbatch.summary import Summary
@@ -665,10 +665,63 @@ def models(model: str | None, family: str | None, as_json: bool) -> None:
         click.echo("")
 
 
+def _user_words(templates: tuple[str, ...], paraphrases: str | None) -> dict[str, tuple[str, ...]]:
+    from vlmbatch.exports.conversations import paraphrases_in
+
+    words = paraphrases_in(paraphrases) if paraphrases is not None else {}
+    for value in templates:
+        task, equals, text = value.partition("=")
+        named = bool(equals) and re.fullmatch(r"[\w.-]+", task) is not None
+        words |= {task: (_text(text),)} if named else {"": (_text(value),)}
+    return words
+
+
 @main.command()
 @click.argument("output")
 @click.argument("destination", metavar="DEST")
-@click.option("--to", "form", type=click.Choice(FORMATS), required=True, help="What to write.")
+@click.option("--to", "form", required=True, metavar="FORMAT", help="What to write; see above.")
+@click.option(
+    "--images",
+    type=click.Choice(["reference", "copy", "embed"]),
+    help="Where images are named, copied into DEST, or put into its files. Default: by format.",
+)
+@click.option("--split", metavar="NAME=SHARE,...", help="As in train=0.9,val=0.1, by image.")
+@click.option("--where", metavar="SQL", help="Only results for which this holds of their columns.")
+@click.option("--min-chars", type=click.IntRange(min=1), help="No texts shorter than this.")
+@click.option("--max-chars", type=click.IntRange(min=1), help="No texts longer than this.")
+@click.option(
+    "--conversation",
+    type=click.Choice(["per-image", "per-request"]),
+    default="per-image",
+    help="One conversation with all answers about a row, or one for each. Default: per-image.",
+)
+@click.option("--system", metavar="TEXT|@FILE", help="A system message for each conversation.")
+@click.option(
+    "--user-template",
+    "user_templates",
+    multiple=True,
+    metavar="[TASK=]TEXT|@FILE",
+    help="What the user asks, as a Jinja template: {{ question }}, carried columns; repeatable.",
+)
+@click.option(
+    "--paraphrases",
+    metavar="FILE",
+    help="Many such templates, one a line, or JSON of lists by task; the row's id chooses.",
+)
+@click.option(
+    "--for-model",
+    metavar="FAMILY|ID",
+    help="What will be trained: its prompts, boxes in its syntax. Default: the family that read.",
+)
+@click.option("--manifest", metavar="PATH", help="Where the run's manifest is by now.")
+@click.option(
+    "--format-arg",
+    "format_args",
+    multiple=True,
+    callback=_pairs,
+    metavar="KEY=VALUE",
+    help="A setting of the format; repeatable.",
+)
 @click.option("--model", help="The server's name for the model (openai-batch). Default: its path.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in DEST.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -680,17 +733,63 @@ def export(
     model: str | None,
     overwrite: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Write what OUTPUT holds in another form, to the folder DEST.
+    """Write what OUTPUT holds in another form, to the folder DEST. After a kill, the same again
+    goes on.
 
     \b
+    jsonl          an object for each answer, boxes and carried columns included
     openai-batch   the requests without a good answer, images inline, as requests-*.jsonl for
                    `vllm run-batch` and hosted batch APIs; import-batch takes the answers in
     """
-    from vlmbatch.exports.openai_batch import export_requests
+    if form == "openai-batch":
+        from vlmbatch.exports.openai_batch import export_requests
 
-    summary = export_requests(output, destination, overwrite=overwrite, model=model)
-    _tell(summary, as_json)
+        _only_for_training_data(options)
+        _tell(export_requests(output, destination, overwrite=overwrite, model=model), as_json)
+        return
+    if model is not None:
+        raise UsageError("--model is for --to openai-batch", hint="did you mean --for-model?")
+    from vlmbatch.exports.base import ImageMode
+    from vlmbatch.exports.conversations import Wording
+    from vlmbatch.exports.exporting import Settings
+    from vlmbatch.exports.exporting import export as export_results
+
+    settings = Settings(
+        images=options["images"] and ImageMode(options["images"]),
+        split=options["split"],
+        where=options["where"],
+        min_chars=options["min_chars"],
+        max_chars=options["max_chars"],
+        wording=Wording(
+            per=options["conversation"].removeprefix("per-"),
+            system=None if options["system"] is None else _text(options["system"]),
+            user=_user_words(options["user_templates"], options["paraphrases"]),
+            for_model=options["for_model"],
+        ),
+        options=options["format_args"],
+    )
+    _tell(
+        export_results(
+            output,
+            destination,
+            form,
+            settings,
+            manifest=options["manifest"],
+            overwrite=overwrite,
+        ),
+        as_json,
+    )
+
+
+def _only_for_training_data(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value not in (None, (), {}, "per-image"):
+            flag = {"user_templates": "user-template", "format_args": "format-arg"}.get(name, name)
+            raise UsageError(
+                f"--{flag.replace('_', '-')} is for training data, not for --to openai-batch"
+            )
 
 
 @main.command("import-batch")
@@ -906,7 +1005,9 @@ def _of_task(flag: str, value: str, names: list[str]) -> tuple[str, str]:
     return (names[0] if names else "caption"), value
 
 
-def _tell(summary: Summary | Exported | Imported | Reparsed | Evaluation, as_json: bool) -> None:
+def _tell(
+    summary: Summary | Exported | ExportedRequests | Imported | Reparsed | Evaluation, as_json: bool
+) -> None:
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
     else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from vlmbatch.errors import ErrorCode, Stage, failed
 from vlmbatch.families import Family, entry_named, entry_of, made
 from vlmbatch.families.own import content_of
+from vlmbatch.grounding import Size
 from vlmbatch.job import JobSpec
-from vlmbatch.records import Answer, Completion, Request
+from vlmbatch.records import Answer, Completion, LoadedImage, Request
 from vlmbatch.results.schema import SCHEMA_VERSION
 from vlmbatch.structure import fitting
 
@@ -61,3 +62,21 @@ def _how_cut(request: Request, completion: Completion) -> str:
     tokens = completion.completion_tokens
     after = "" if tokens is None else f" after {tokens} tokens"
     return f"the answer was cut{after} (--max-tokens {request.sampling.max_tokens})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pixels:
+    """Stands for a picture of which only the size is known; families look at nothing else."""
+
+    width: int
+    height: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+
+def stand_in(size: Size, given: Size) -> LoadedImage:
+    """An image for a family to read or write about, without pixels: its upright size, and the size
+    in which the model was given it, or will be."""
+    return LoadedImage(cast(Any, _Pixels(given.width, given.height)), size, "")

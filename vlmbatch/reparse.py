@@ -11,7 +11,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +20,7 @@ from vlmbatch.errors import ErrorCode, RequestFailed, UsageError
 from vlmbatch.families.own import is_file
 from vlmbatch.grounding import Size
 from vlmbatch.job import JobSpec
-from vlmbatch.reading import Reading, read_answer, read_half, reading_of
+from vlmbatch.reading import Reading, read_answer, read_half, reading_of, stand_in
 from vlmbatch.records import Completion, LoadedImage, Range, Request, Result, TaskKind
 from vlmbatch.reopen import existing_run_file, held
 from vlmbatch.results.files import write_shard
@@ -250,20 +250,8 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Pixels:
-    """Stands for a picture of which only the size is known; readers look at nothing else."""
-
-    width: int
-    height: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.width, self.height
-
-
 def _image(record: Mapping[str, Any]) -> LoadedImage:
     """Sizes are null where the images went to an endpoint as URLs; then no boxes were asked for."""
     size = Size(record["image_width"] or 1, record["image_height"] or 1)
-    given = _Pixels(record["model_image_width"] or 1, record["model_image_height"] or 1)
-    return LoadedImage(cast(Any, given), size, "")
+    given = Size(record["model_image_width"] or 1, record["model_image_height"] or 1)
+    return stand_in(size, given)

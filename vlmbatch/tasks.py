@@ -67,7 +67,7 @@ class Task:
 
     @cached_property
     def template(self) -> Template | None:
-        return None if self.spec.prompt is None else _templates.from_string(self.spec.prompt)
+        return None if self.spec.prompt is None else compiled(self.spec.prompt)
 
     @cached_property
     def structure(self) -> Structure | None:
@@ -80,6 +80,11 @@ class Task:
         if self.spec.prompt is None:
             return frozenset()
         return frozenset(meta.find_undeclared_variables(_templates.parse(self.spec.prompt)))
+
+
+def compiled(text: str) -> Template:
+    """The template, sandboxed; a name that nothing stands for is an error. Raises TemplateError."""
+    return _templates.from_string(text)
 
 
 def make_task(spec: TaskSpec) -> Task:

@@ -64,7 +64,7 @@ def main() -> None:
     vlmbatch("export", "german", "--to", "trl", "german-trl")
     # What the student can do already, in its own words, so that training does not undo it.
     vlmbatch("run", "train.parquet", "-m", "demo", "--limit", args.replay, *ENGLISH, "-o", "replay")
-    vlmbatch("export", "replay", "--to", "trl", "replay-trl")
+    vlmbatch("export", "replay", "--to", "trl", "replay-trl", "--conversation", "per-request")
 
     started = time.monotonic()
     train = [HERE / "train.py", "german-trl", "replay-trl", "--model", demo_path()]

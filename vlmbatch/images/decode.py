@@ -60,6 +60,8 @@ class Header:
     size: Size
     mode: str
     format: str
+    orientation: int = 1
+    """EXIF's, 1 to 8: how the stored pixels are turned; 1 where they are upright."""
 
     @property
     def decoded_bytes(self) -> int:
@@ -88,7 +90,9 @@ def header(data: bytes, *, max_pixels: int, page: int | None = None) -> Header:
     with _explained(image.format or "image"):
         # A TIFF reports its size upright, and rotates itself when it is decoded.
         orientation = 1 if image.format == "TIFF" else _orientation(image)
-        return Header(_upright(image.size, orientation), image.mode, image.format or "")
+        return Header(
+            _upright(image.size, orientation), image.mode, image.format or "", orientation
+        )
 
 
 def decode(

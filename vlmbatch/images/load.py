@@ -200,7 +200,8 @@ class ImageLoader:
     ) -> list[bytes | Larger]:
         """All at once; what goes wrong with the first of them is raised when all have ended."""
         fetching = (
-            self._retried(partial(self._fetch, *each)) for each in zip(refs, sizes, strict=True)
+            retried(partial(self._fetch, *each), self._limits)
+            for each in zip(refs, sizes, strict=True)
         )
         if len(refs) == 1:
             return [await next(fetching)]
@@ -241,18 +242,20 @@ class ImageLoader:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    async def _retried(self, work: Callable[[], Awaitable[T]]) -> T:
-        attempt = 1
-        while True:
-            try:
-                return await work()
-            except RequestFailed as error:
-                if not error.failure.retryable or attempt >= self._limits.attempts:
-                    raise
-                asked = error.seconds if isinstance(error, Busy) else 0.0
-            wait = self._limits.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-            await asyncio.sleep(max(wait, asked))
-            attempt += 1
+
+async def retried(work: Callable[[], Awaitable[T]], limits: Limits) -> T:
+    """What ``work`` gives, tried again while it fails for a reason that may pass."""
+    attempt = 1
+    while True:
+        try:
+            return await work()
+        except RequestFailed as error:
+            if not error.failure.retryable or attempt >= limits.attempts:
+                raise
+            asked = error.seconds if isinstance(error, Busy) else 0.0
+        wait = limits.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+        await asyncio.sleep(max(wait, asked))
+        attempt += 1
 
 
 async def _outcome(work: Awaitable[T]) -> T | VlmbatchError:

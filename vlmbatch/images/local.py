@@ -77,6 +77,11 @@ class LocalFiles:
                 yield file
 
 
+def local_path(uri: str) -> str:
+    """The path of a local file, absolute; of a ``file:`` URI too. Raises RequestFailed."""
+    return os.path.abspath(_file_path(uri, uri) if uri.lower().startswith("file:") else uri)
+
+
 def _is_below(path: str, root: str) -> bool:
     return path == root or path.startswith(os.path.join(root, ""))
 

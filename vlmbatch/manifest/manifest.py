@@ -73,10 +73,14 @@ class Manifest:
     def from_json(cls, stored: Mapping[str, Any]) -> Manifest:
         """As run.json has it; only the first file is looked at, each other when it is opened."""
         files = tuple(ManifestFile.from_json(file) for file in stored["files"])
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["schema"])))
         folder = stored["folder"]
         FORMATS[files[0].format].check(Place(folder, files[0].name), files[0])
-        return cls(folder, files, schema)
+        return cls(folder, files, stored_schema(stored))
+
+
+def stored_schema(stored: Mapping[str, Any]) -> pa.Schema:
+    """The columns of the manifest that run.json has."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["schema"])))
 
 
 def open_manifest(

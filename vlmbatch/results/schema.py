@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import pyarrow as pa
 
-from vlmbatch.records import Result
+from vlmbatch.errors import ErrorCode, Failure, Stage
+from vlmbatch.grounding import Box, Point, Size
+from vlmbatch.records import Answer, Completion, Result
 
 SCHEMA_VERSION = 1
 
@@ -152,3 +156,62 @@ def _record(result: Result, model: str) -> dict[str, object]:
     if result.carried is not None:
         record.update(result.carried)
     return record
+
+
+def to_results(batch: pa.RecordBatch) -> Iterator[Result]:
+    """The inverse of ``to_batch``: each result of the batch, in order."""
+    carried = [name for name in batch.schema.names if name not in RESULT_SCHEMA.names]
+    columns = {name: batch[name].to_pylist() for name in batch.schema.names if name != "model"}
+    names = list(columns)
+    for values in zip(*columns.values(), strict=True):
+        yield _result(dict(zip(names, values, strict=True)), carried)
+
+
+def _result(record: Mapping[str, Any], carried: Sequence[str]) -> Result:
+    answer = completion = failure = None
+    boxes, points = record["boxes"], record["points"]
+    if record["status"] == "ok":
+        answer = Answer(
+            record["text"],
+            None if boxes is None else tuple(Box(**box) for box in boxes),
+            None if points is None else tuple(Point(**point) for point in points),
+        )
+    else:
+        failure = _failure(record["error"] or {})
+    if record["raw"] is not None:
+        completion = Completion(
+            record["raw"],
+            record["finish_reason"] or "",
+            record["prompt_tokens"],
+            record["completion_tokens"],
+        )
+    return Result(
+        row=record["row"],
+        id=record["id"],
+        task=record["task"],
+        request=record["request"],
+        sample=record["sample"],
+        question=record["question"],
+        answer=answer,
+        json=record["json"],
+        completion=completion,
+        image=record["image"],
+        images=None if record["images"] is None else tuple(record["images"]),
+        image_size=_size(record["image_width"], record["image_height"]),
+        model_image_size=_size(record["model_image_width"], record["model_image_height"]),
+        failure=failure,
+        attempts=record["attempts"],
+        carried={name: record[name] for name in carried},
+    )
+
+
+def _size(width: int | None, height: int | None) -> Size | None:
+    return Size(width, height) if width and height else None
+
+
+def _failure(error: Mapping[str, Any]) -> Failure:
+    """A code that this version does not know is the engine's."""
+    code, stage = ErrorCode.ENGINE_FAILED, Stage.GENERATE
+    with suppress(KeyError, ValueError):
+        code, stage = ErrorCode(error["code"]), Stage(error["stage"])
+    return Failure(code, stage, error.get("message") or "")

@@ -1,0 +1,43 @@
+"""Axolotl's multimodal chats: JSON lines whose messages have content blocks.
+
+Source: ``docs/multimodal.qmd`` of axolotl-ai-cloud/axolotl (067b021): an image block names a
+``path`` or a ``url``. Relative paths start where the trainer does, so ours are absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vlmbatch.exports.base import Example, ImageMode, Lines, Picture
+from vlmbatch.storage import is_local
+
+
+class Axolotl(Lines):
+    """A line for each conversation; the images stand before the first user's words."""
+
+    name = "axolotl"
+    about = "JSON lines for axolotl (type: chat_template): messages with content blocks"
+    images = (ImageMode.REFERENCE, ImageMode.COPY)
+    absolute_paths = True
+    talks = True
+    taken = frozenset(("id", "messages", "images", "image"))
+
+    def records(self, example: Example) -> Iterator[dict[str, Any]]:
+        for conversation in self.export.conversations.of(example):
+            waiting = [_block(picture) for picture in example.images]
+            messages = []
+            for turn in conversation.turns:
+                content = [{"type": "text", "text": turn.content}]
+                if turn.role == "user":
+                    content, waiting = [*waiting, *content], []
+                messages.append({"role": turn.role, "content": content})
+            yield {"id": conversation.id, "messages": messages, **self.carried(example)}
+
+
+def _block(picture: Picture) -> dict[str, str]:
+    address = picture.path or ""
+    return {"type": "image", "path" if is_local(address) else "url": address}
+
+
+FORMAT = Axolotl

@@ -1,0 +1,66 @@
+"""LLaMA-Factory's data: ShareGPT in OpenAI's roles, with its entry in ``dataset_info.json``.
+
+Source: ``data/README.md`` of hiyouga/LLaMA-Factory (ff6d4d1): one ``<image>`` in the text for each
+image; paths are relative to the folder that ``dataset_dir`` (or ``media_dir``) names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from vlmbatch.exports.base import Example, ImageMode, Lines
+
+
+class Sharegpt(Lines):
+    """``train.jsonl`` and ``dataset_info.json``, in which it is called ``NAME`` (``vlmbatch``);
+    other splits are ``NAME_val`` and so on."""
+
+    name = "sharegpt"
+    about = "JSON lines for LLaMA-Factory: messages, images; and dataset_info.json"
+    images = (ImageMode.REFERENCE, ImageMode.COPY)
+    talks = True
+    options = {"name": "the data set's name in dataset_info.json (vlmbatch)"}  # noqa: RUF012
+    taken = frozenset(("id", "messages", "images", "system", "tools", "videos", "audios"))
+
+    def records(self, example: Example) -> Iterator[dict[str, Any]]:
+        marks = "<image>" * len(example.images)
+        for conversation in self.export.conversations.of(example):
+            messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+            first = next(message for message in messages if message["role"] == "user")
+            first["content"] = f"{marks}\n{first['content']}"
+            yield {
+                "id": conversation.id,
+                "messages": messages,
+                "images": [picture.path for picture in example.images],
+                **self.carried(example),
+            }
+
+    def finish(self) -> None:
+        super().finish()
+        name = self.export.options.get("name", "vlmbatch")
+        entries = {}
+        for split in self.export.splits.names:
+            if self.export.kept(split):
+                entries[name if split == "train" else f"{name}_{split}"] = _entry(f"{split}.jsonl")
+        text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+        self.export.destination.write("dataset_info.json", lambda file: file.write(text.encode()))
+
+
+def _entry(file: str) -> dict[str, Any]:
+    return {
+        "file_name": file,
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages", "images": "images"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "system_tag": "system",
+        },
+    }
+
+
+FORMAT = Sharegpt

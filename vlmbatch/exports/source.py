@@ -1,0 +1,193 @@
+"""What an export reads: the results in order, and the images of the rows that they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import pyarrow as pa
+import xxhash
+
+from vlmbatch.errors import OutputLocked, RunStopped, UsageError
+from vlmbatch.exports.base import Example
+from vlmbatch.exports.selection import Selection
+from vlmbatch.families import Family
+from vlmbatch.manifest import Manifest, RowStream, open_manifest
+from vlmbatch.manifest.columns import choose_columns, is_list, is_string
+from vlmbatch.manifest.manifest import stored_schema
+from vlmbatch.reading import reading_of
+from vlmbatch.records import ImageRef, Range
+from vlmbatch.reopen import check_read_through, existing_run_file
+from vlmbatch.results.output import Output, View, schema_of
+from vlmbatch.results.schema import RESULT_SCHEMA, to_results
+from vlmbatch.results.store import open_store
+from vlmbatch.run_file import RunFile
+from vlmbatch.storage import scheme_of
+from vlmbatch.tasks import Task, make_task
+
+READ_ON = 4096
+"""Rows that are read and left out sooner than the manifest is opened again behind them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished output, as it is when the export begins."""
+
+    folder: str
+    run_file: RunFile
+    output: Output
+    view: View
+    moved: str | None
+    """Where the manifest is by now (--manifest)."""
+
+    @cached_property
+    def parts(self) -> list[int]:
+        """The numbers of the result parts, ascending: one piece of an export each."""
+        return self.view.numbers(self.output.part_rows)
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the results: another one when any of them may have changed."""
+        files = [*self.view.parts.values(), *self.view.shards]
+        digest = xxhash.xxh3_64(self.run_file.run.encode())
+        for file in sorted(files, key=lambda file: file.name):
+            digest.update(f"{file.name}\0{file.epoch}\0{file.rows}\n".encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        return {spec.name: make_task(spec) for spec in self.run_file.spec.tasks}
+
+    @cached_property
+    def family(self) -> Family:
+        """The one that read the answers."""
+        return reading_of(self.run_file.spec, self.run_file.model["config"]).family
+
+    @cached_property
+    def carried(self) -> list[pa.Field]:
+        """The columns that were copied from the manifest."""
+        return [field for field in self.output.schema if field.name not in RESULT_SCHEMA.names]
+
+    @cached_property
+    def base(self) -> str:
+        """The folder of the manifest, where relative image paths start."""
+        return self.manifest.folder if self.moved else str(self.run_file.manifest["folder"])
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Raises ManifestError, or UsageError where it is another one than the run's."""
+        spec = self.run_file.spec
+        if self.moved is None:
+            return open_manifest(spec.manifest, self.run_file.manifest)
+        found = open_manifest([self.moved], include=spec.include, exclude=spec.exclude)
+        if found.identity != self.run_file.ask["manifest"]:
+            raise UsageError(
+                f"{self.moved} is not the manifest of {self.folder}, or it changed since the run",
+                hint="name the one that the answers are about",
+            )
+        return found
+
+    def batches(self, number: int) -> Iterator[pa.RecordBatch]:
+        """The results of one part, in the order of row, request and sample."""
+        try:
+            yield from self.output.results(self.output.part_range(number))
+        except FileNotFoundError:
+            raise RunStopped(
+                f"a run works on {self.folder} meanwhile", hint="export again when it has ended"
+            ) from None
+
+    def examples(self, number: int, selection: Selection) -> Iterator[Example]:
+        """The rows of one part that have results to export; of the others, ``selection`` counts
+        why not. Images are still missing."""
+
+        def kept() -> Iterator[Example]:
+            for batch in self.batches(number):
+                for row, found in groupby(to_results(selection.kept(batch)), lambda r: r.row):
+                    results = tuple(found)
+                    yield Example(row, results[0].id, results, results[0].carried or {})
+
+        waiting: Example | None = None  # a row's results may lie in two batches
+        for example in kept():
+            if waiting is not None and waiting.row == example.row:
+                results = (*waiting.results, *example.results)
+                example = Example(example.row, example.id, results, example.carried)
+            elif waiting is not None:
+                yield waiting
+            waiting = example
+        if waiting is not None:
+            yield waiting
+
+    def with_images(
+        self, examples: Iterable[Example], *, fetched: bool
+    ) -> Iterator[tuple[Example, tuple[ImageRef, ...]]]:
+        """Each example with its images as the manifest has them.
+
+        Plain paths are in the results; the manifest is read only for what is not: images that it
+        holds itself, and full addresses. ``fetched``: the images will be.
+        """
+        rows = ManifestImages(self)
+        for example in examples:
+            named = example.results[0].images or (example.results[0].image,)
+            if fetched or not self._names_images or not all(map(_is_path, named)):
+                yield example, rows.of(example)
+            else:
+                yield example, tuple(ImageRef(uri=name) for name in named)
+
+    @property
+    def may_have_several(self) -> bool:
+        """Whether a row may have several images."""
+        return is_list(self._image_type)
+
+    @property
+    def _names_images(self) -> bool:
+        """Whether the manifest's image column holds texts, not the images themselves."""
+        kind = self._image_type
+        return is_string(kind.value_type if is_list(kind) else kind)
+
+    @cached_property
+    def _image_type(self) -> pa.DataType:
+        schema = stored_schema(self.run_file.manifest)
+        return schema.field(self.run_file.spec.columns.get("image", "image")).type
+
+
+class ManifestImages:
+    """The images of examples that come in the order of their rows."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._stream: RowStream | None = None
+        self._next = 0
+
+    def of(self, example: Example) -> tuple[ImageRef, ...]:
+        """How results and manifest rows belong together: by position."""
+        if self._stream is None:
+            manifest, spec = self._source.manifest, self._source.run_file.spec
+            columns = choose_columns(manifest.schema, spec.columns, (), where=manifest.folder)
+            self._stream = RowStream(manifest, columns)
+        near = 0 <= example.row - self._next <= READ_ON
+        wanted = Range(self._next if near else example.row, example.row + 1)
+        self._next = example.row + 1
+        images: tuple[ImageRef, ...] = ()
+        for row in self._stream.rows(wanted):
+            images = row.images
+        return images
+
+
+def open_source(folder: str, manifest: str | None = None) -> Source:
+    """The output in this folder. Raises UsageError where it is none, and OutputLocked."""
+    store = open_store(folder)
+    run_file = existing_run_file(store, hint="name the folder of a run")
+    check_read_through(store, run_file)
+    if store.is_locked():
+        raise OutputLocked(
+            f"a run works on {folder} at this moment", hint="export when it has ended"
+        )
+    schema = schema_of(store) or RESULT_SCHEMA
+    output = Output(store, run_file.run, run_file.part_rows, schema)
+    return Source(folder, run_file, output, output.view(), manifest)
+
+
+def _is_path(name: str | None) -> bool:
+    return bool(name) and scheme_of(name or "") in (None, "file")
