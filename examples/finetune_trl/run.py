@@ -46,9 +46,9 @@ FORMS = {"circle": ("er", "Kreis"), "rectangle": ("es", "Rechteck"), "triangle":
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("finetune-output"))
-    parser.add_argument("--pictures", type=int, default=2400, help="labelled by the teacher")
-    parser.add_argument("--replay", type=int, default=800, help="of these, labelled by the student")
-    parser.add_argument("--held-out", type=int, default=600)
+    parser.add_argument("--pictures", type=int, default=1600, help="labelled by the teacher")
+    parser.add_argument("--replay", type=int, default=400, help="of these, labelled by the student")
+    parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--max-steps", type=int, default=-1, help="of training, for a short try")
     parser.add_argument("--write", action="store_true", help="write result.json beside this file")
     args = parser.parse_args()

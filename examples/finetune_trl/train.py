@@ -29,8 +29,8 @@ def main() -> None:
         "--model", required=True, help="folder or Hub id of the model to start from"
     )
     parser.add_argument("--to", type=Path, required=True, help="folder for the trained model")
-    parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--epochs", type=float, default=1.5)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--max-steps", type=int, default=-1, help="stop after so many; for tests")
     args = parser.parse_args()
