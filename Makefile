@@ -70,7 +70,7 @@ overhead: $(VLLM_INSTALLED) ## vlmbatch against the vLLM engine that it feeds: i
 storage: $(INSTALLED) ## planning, loading images, reading a manifest on an S3 server: about 5 minutes
 	$(PY) benchmarks/storage.py --write
 
-finetune: $(INSTALLED) ## label, export, train with TRL, score: about 10 minutes
+finetune: $(INSTALLED) ## label, export, train with TRL, score: half an hour on two busy cores
 	$(PY) -m pip install -q trl -c constraints.txt
 	$(PY) examples/finetune_trl/run.py --write
 
