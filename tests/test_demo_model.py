@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.accuracy import measure
 from tests.easy_vqa_data import easy_vqa_images, truth, write_manifest
+from vlmbatch.models import demo_path
 
 
 def run(*words: str) -> dict[str, object]:
@@ -80,6 +82,30 @@ def test_how_answers_are_picked_reaches_the_model(tmp_path: Path) -> None:
         (i, n) for i in range(3) for n in range(4)
     ]
     assert len({r["text"] for r in sampled if r["row"] == 0}) > 1
+
+
+def test_its_chat_template_words_conversations_as_smolvlms_own_does() -> None:
+    """Trainers render whole conversations with it: what stands before an answer there must be what
+    asks for one here."""
+    from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+
+    def text(said: str) -> dict[str, str]:
+        return {"type": "text", "text": said}
+
+    turns = [
+        {"role": "system", "content": [text("Be short.")]},
+        {"role": "user", "content": [{"type": "image"}, text("What is it?")]},
+        {"role": "assistant", "content": [text("a red circle")]},
+        {"role": "user", "content": [text("What else?")]},
+    ]
+    ours, smolvlms = (
+        jinja2.Template(template)
+        for template in ((demo_path() / "chat_template.jinja").read_text(), DEFAULT_CHAT_TEMPLATE)
+    )
+    for messages in (turns, turns[:3], turns[1:2]):
+        for prompt in (True, False):
+            words = {"messages": messages, "add_generation_prompt": prompt}
+            assert ours.render(words) == smolvlms.render(words)
 
 
 def test_local_and_ray_give_the_same_answers_at_batch_size_1(tmp_path: Path) -> None:

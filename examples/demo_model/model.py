@@ -29,8 +29,9 @@ PATCH, MERGE = 8, 1
 IMAGE_TOKENS = (GRID // PATCH // MERGE) ** 2
 
 CHAT_TEMPLATE = """\
+<|im_start|>
 {%- for message in messages -%}
-<|im_start|>{{ message['role'] | capitalize }}:
+{{ message['role'] | capitalize }}:
 {%- if message['content'] is string %} {{ message['content'] }}
 {%- else %}
 {%- if message['content'] and message['content'][0]['type'] != 'image' %} {% endif %}
