@@ -86,7 +86,7 @@ def records(
             if skip >= batch.num_rows:
                 skip -= batch.num_rows
                 continue
-            for record, problem in _records(batch.slice(skip)):
+            for record, problem in values_of(batch.slice(skip)):
                 yield {**record, **partitions}, problem
             skip = 0
 
@@ -151,7 +151,7 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
     return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // per_row))
 
 
-def _records(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
+def values_of(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Each row's values, and which of them Python cannot hold (text that is no UTF-8, a date after
     the year 9999), if any: those are None."""
     try:
