@@ -23,10 +23,10 @@ PYTEST := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million overhead storage nights bench finetune schemas reference wheel clean python torchvision
+.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million million-s3 overhead storage nights bench finetune schemas reference wheel clean python torchvision
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 14
 
 demo: $(INSTALLED) ## install, then label pictures with the small model in the package
 	$(PY) examples/demo.py
@@ -63,6 +63,9 @@ accuracy: $(INSTALLED) ## the demo model against easy-VQA's answers and boxes
 
 million: $(INSTALLED) ## a million rows through the echo engine: rate and memory
 	$(PY) benchmarks/million_rows.py --write
+
+million-s3: $(INSTALLED) ## the same with manifest and output on an S3 server, and its requests counted
+	$(PY) benchmarks/million_rows.py --s3 --write
 
 overhead: $(VLLM_INSTALLED) ## vlmbatch against the vLLM engine that it feeds: images/s, about 20 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) benchmarks/engine_overhead.py --write

@@ -242,6 +242,7 @@ def _code_of(error: BaseException) -> str | None:
 
 
 def said(error: BaseException) -> str:
-    """The error in a line, without secrets."""
+    """The error in a line, without secrets and colours."""
     words = " ".join((str(error).strip() or type(error).__name__).split())
+    words = re.sub(r"\x1b\[[0-9;]*m", "", words)
     return re.sub(r"(?<=\?)\S*|(?<=//)[^/\s@]+@", "...", words)[:300]

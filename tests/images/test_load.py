@@ -2,6 +2,10 @@
 
 import asyncio
 import base64
+import platform
+import subprocess
+import sys
+import textwrap
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from io import BytesIO
@@ -305,3 +309,92 @@ def test_rows_that_wait_for_room_for_their_pixels_hold_no_one_up(folder):
         assert memory.encoded.held == memory.pixels.held == 0
 
     asyncio.run(scene())
+
+
+class Counts(ThreadPoolExecutor):
+    """Counts what is submitted."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.submitted = 0
+
+    def submit(self, work, /, *args, **kwargs):
+        self.submitted += 1
+        return super().submit(work, *args, **kwargs)
+
+
+def test_a_small_image_at_hand_takes_one_turn_of_a_thread_and_a_large_one_is_read_once(folder):
+    """``large``: more than a thirty-second part of the memory for pixels."""
+
+    async def scene(ref: ImageRef, pixels: int) -> int:
+        budget = ByteBudget(pixels)
+        with Counts() as executor:
+            loads = loader(folder, budget, executor)
+            with await loads.load([ref]) as loaded:
+                assert loaded.images[0].size == Size(400, 100)
+                assert budget.held == 4 * 400 * 100
+            assert budget.held == 0
+            assert loads.counters["decoded_images"] == 1
+        return executor.submitted
+
+    data = (folder / "wide.png").read_bytes()
+    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    for ref in (ImageRef(uri="wide.png"), ImageRef(data=data), ImageRef(uri=uri)):
+        assert asyncio.run(scene(ref, 64 * 320_000)) == 1
+        assert asyncio.run(scene(ref, 8 * 320_000)) == 3  # read with its header, measured, decoded
+
+
+def test_what_is_reserved_for_small_images_holds_no_more_than_the_budget(folder):
+    async def scene():
+        budget = ByteBudget(32 * 320_000)
+        with Counts() as executor:
+            loads = loader(folder, budget, executor)
+            first = [await loads.load(refs("wide.png")) for _ in range(60)]
+            assert budget.held == 60 * 160_000
+            waits = [asyncio.ensure_future(loads.load(refs("wide.png"))) for _ in range(5)]
+            await settle()
+            assert budget.held <= budget.total
+            for each in first:
+                each.release()
+            for each in await asyncio.gather(*waits):
+                each.release()
+        assert budget.held == 0
+
+    asyncio.run(scene())
+
+
+FAULTS = """
+    import asyncio, resource, sys
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+    from vlmbatch.images.load import ImageLoader, ImageMemory, Limits
+    from vlmbatch.records import ImageRef
+
+    async def main(path):
+        with ThreadPoolExecutor(4) as threads:
+            loader = ImageLoader(
+                base="/", memory=ImageMemory(2**28), executor=threads, limits=Limits(), target=None
+            )
+            for several in (40, 200):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                turns = asyncio.Semaphore(8)
+
+                async def load():
+                    async with turns:
+                        (await loader.load([ImageRef(uri=path)])).release()
+
+                await asyncio.gather(*(load() for _ in range(several)))
+                faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        print(faults / several)
+
+    asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="the C library is not glibc")
+def test_the_pages_of_freed_images_are_used_again(tmp_path):
+    """An image of 640 x 480 pixels has 300 pages, and its copy as many."""
+    Image.new("RGB", (640, 480), "teal").save(tmp_path / "a.jpg")
+    words = [sys.executable, "-c", textwrap.dedent(FAULTS), str(tmp_path / "a.jpg")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 60, "page faults for each image"

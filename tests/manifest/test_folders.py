@@ -125,12 +125,6 @@ def test_a_file_of_no_known_kind_is_refused_with_what_is_known(tmp_path):
     assert open_manifest([str(tmp_path / "shard")]).files[0].format == "webdataset"
 
 
-def test_a_delta_table_is_not_read_as_a_folder(tmp_path):
-    formats.write_parquet(tmp_path / "part-0.parquet", range(3))
-    touch(tmp_path, "_delta_log/00000000000000000000.json", data=b"{}")
-    assert "is a Delta table" in refused(tmp_path).message
-
-
 def test_braces_stand_for_several_files(tmp_path):
     for name in ("000", "001", "010", "a", "{b,c}"):
         formats.write_tar(tmp_path / f"{name}.tar", range(2))

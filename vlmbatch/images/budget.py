@@ -24,6 +24,9 @@ class ByteBudget:
         """Waits its turn; a caller that is cancelled while it waits holds nothing."""
         if size < 0:
             raise ValueError(f"cannot reserve {size} bytes")
+        if not self._waiting and self._fits(size):
+            self.held += size
+            return Reservation(self, size)
         granted: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
         self._waiting.append((size, granted))
         self._grant()
@@ -36,11 +39,14 @@ class ByteBudget:
                 granted.result().release()  # granted and cancelled in the same turn of the loop
             raise
 
+    def _fits(self, size: int) -> bool:
+        return self.held == 0 or self.held + size <= self.total
+
     def _grant(self) -> None:
         while self._waiting:
             size, granted = self._waiting[0]
             if not granted.cancelled():
-                if self.held > 0 and self.held + size > self.total:
+                if not self._fits(size):
                     return
                 self.held += size
                 granted.set_result(Reservation(self, size))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import xxhash
 
@@ -31,7 +30,6 @@ from vlmbatch.storage import PAGE, is_local, scheme_of, without_secrets
 
 _MEDIA_TYPE = re.compile(r"data:([a-z]+/[a-z0-9.+-]{1,60}(?=[;,]))?", re.IGNORECASE)
 FIRST_BYTES, LEAST_BYTES = 4 * 2**20, 2**18
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +90,15 @@ class Fetcher:
         if not ref.uri:
             raise missing("the row names no image")
         try:
-            data = await self._named(ref.uri, reserved)
+            if read := self.at_hand(ref):
+                loop = asyncio.get_running_loop()
+                data = await loop.run_in_executor(self._executor, read, reserved)
+            else:
+                data = await self._named(ref.uri, reserved)
         except Larger as larger:
             self._usual.add(larger.size)
             raise
-        self._usual.add(len(data))
+        self.took(ref, data)
         return data
 
     async def version(self, uri: str) -> str | None:
@@ -120,6 +122,28 @@ class Fetcher:
             case scheme:
                 raise forbidden(f"images are not read from {scheme}: {name}")
 
+    def took(self, ref: ImageRef, data: bytes) -> None:
+        """This image had these bytes; ``expected`` learns from it."""
+        if ref.data is None:
+            self._usual.add(len(data))
+
+    def at_hand(self, ref: ImageRef) -> Callable[[int], bytes] | None:
+        """What reads an image in the manifest or on the local disk, at most so many bytes, and
+        blocks; it raises what ``fetch`` does. None where the image is elsewhere."""
+        if ref.data is not None:
+            return lambda reserved: self._embedded(ref)
+        if not ref.uri:
+            return None
+        uri = _absolute(ref.uri, self._base)
+        name = reference(ImageRef(uri=uri)) or uri
+        uri = PAGE.sub("", uri)
+        match scheme_of(uri):
+            case None | "file":
+                return partial(self._local.read, name, uri)
+            case "data":
+                return lambda reserved: data_of(name, uri, self._max_bytes)
+        return None
+
     async def close(self) -> None:
         """Ends the connections to web servers."""
         await self._http.close()
@@ -139,10 +163,6 @@ class Fetcher:
         name = reference(ImageRef(uri=uri)) or uri
         uri = PAGE.sub("", uri)
         match scheme_of(uri):
-            case None | "file":
-                return await self._in_thread(partial(self._local.read, name, uri, reserved))
-            case "data":
-                return await self._in_thread(partial(data_of, name, uri, self._max_bytes))
             case "http" | "https":
                 return await self._http.get(uri, reserved)
             case "zip" | "tar":
@@ -151,9 +171,6 @@ class Fetcher:
                 return await self._stores.get(uri, reserved)
             case scheme:
                 raise forbidden(f"images are not read from {scheme}: {name}")
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
 class _Places:

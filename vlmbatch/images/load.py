@@ -21,6 +21,7 @@ from vlmbatch.images.budget import ByteBudget, Reservation
 from vlmbatch.images.decode import decode, header
 from vlmbatch.images.failures import Busy, Larger, fetch_failed
 from vlmbatch.images.fetch import Fetcher, Reach, is_embedded, page_of, reference
+from vlmbatch.images.malloc import keep_freed_pages
 from vlmbatch.records import ImageRef, LoadedImage
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _BYTES_PER_PIXEL = 4  # Pillow pads RGB to 32 bits
+SMALL_BYTES, SMALL_PART = 16 * 2**20, 32
+"""Reserved for the pixels of an image of unknown size, at most and as a part of all: two
+megapixels, whose decoding takes some 10 ms."""
 ROUNDS = 4
 """So often the images of a row may turn out larger than they were thought to be."""
 
@@ -119,12 +123,14 @@ class ImageLoader:
         target: Callable[[Size], Size] | None,
         prepare: Callable[[Image], Image] | None = None,
     ) -> None:
+        keep_freed_pages()
         self._fetcher = Fetcher(base=base, reach=limits.reach, executor=executor)
         self._memory = memory
         self._executor = executor
         self._limits = limits
         self._target = target
         self._prepare = prepare
+        self._small_bytes = min(SMALL_BYTES, memory.pixels.total // SMALL_PART)
         self._counting = Lock()
         self._decoded = 0
 
@@ -152,7 +158,13 @@ class ImageLoader:
         The row reserves each part of the memory once, for all of its images: two rows that each
         hold half of it and wait for the other half cannot come about.
         """
-        files, encoded = await self._files(refs, admitted)
+        if len(refs) == 1 and (read := self._fetcher.at_hand(refs[0])):
+            found = await self._small(refs[0], read, admitted)
+            if isinstance(found, LoadedImages):
+                return found
+            files, encoded = found
+        else:
+            files, encoded = await self._files(refs, admitted)
         with encoded:
             needs = await self._in_thread(partial(self._needs, refs, files))
             working = max((need.working for need in needs), default=0)  # one after the other
@@ -165,9 +177,42 @@ class ImageLoader:
             except BaseException:
                 pixels.release()
                 raise
-        kept = sum(image.pixels.width * image.pixels.height for image in images) * _BYTES_PER_PIXEL
-        pixels.resize(min(kept, pixels.size))
-        return LoadedImages(tuple(images), pixels)
+        return _loaded(images, pixels)
+
+    async def _small(
+        self, ref: ImageRef, read: Callable[[int], bytes], admitted: Reservation | None
+    ) -> LoadedImages | tuple[list[bytes], Reservation]:
+        """An image at hand, read and decoded in one turn of a thread, since each turn costs a tenth
+        of a small image; of one that is not small, its bytes, and what is reserved for them."""
+        encoded = admitted or await self._memory.encoded.reserve(self._fetcher.expected(ref))
+        try:
+            pixels = await self._memory.pixels.reserve(self._small_bytes)
+            try:
+                work = partial(self._read_small, ref, read, encoded.size)
+                data, image = await retried(partial(self._in_thread, work), self._limits)
+            except BaseException:
+                pixels.release()
+                raise
+        except Larger:
+            return await self._files([ref], encoded)
+        except BaseException:
+            encoded.release()
+            raise
+        self._fetcher.took(ref, data)
+        if image is None:
+            pixels.release()
+            encoded.resize(len(data))
+            return [data], encoded
+        encoded.release()
+        return _loaded([image], pixels)
+
+    def _read_small(
+        self, ref: ImageRef, read: Callable[[int], bytes], reserved: int
+    ) -> tuple[bytes, LoadedImage | None]:
+        data = read(reserved)
+        need = self._need(ref, data)
+        small = need.working + need.kept <= self._small_bytes
+        return data, self._decode(ref, data) if small else None
 
     async def _files(
         self, refs: Sequence[ImageRef], admitted: Reservation | None
@@ -256,6 +301,12 @@ async def retried(work: Callable[[], Awaitable[T]], limits: Limits) -> T:
         wait = limits.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
         await asyncio.sleep(max(wait, asked))
         attempt += 1
+
+
+def _loaded(images: Sequence[LoadedImage], pixels: Reservation) -> LoadedImages:
+    kept = sum(image.pixels.width * image.pixels.height for image in images) * _BYTES_PER_PIXEL
+    pixels.resize(min(kept, pixels.size))
+    return LoadedImages(tuple(images), pixels)
 
 
 async def _outcome(work: Awaitable[T]) -> T | VlmbatchError:

@@ -9,17 +9,21 @@ import random
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from vlmbatch.errors import ManifestError, ManifestUnreachable, VlmbatchError
 from vlmbatch.storage import RangedFile, Trouble, filesystem_of, said, scheme_of, trouble_of
 
+T = TypeVar("T")
+
 REMOTE_BUFFER = 8 * 2**20
+REMOTE_THREADS = 8
 LOCAL_BUFFER = 2**17
 ATTEMPTS = 4
 BACKOFF_SECONDS = 0.5
@@ -55,11 +59,13 @@ class ManifestFile:
     starts: tuple[int, ...] = (0,)
     offsets: tuple[int, ...] = ()
     listing: str = ""
-    """Of images: their paths, packed."""
+    """Of images: their paths, packed. Of a Delta table: its Parquet files."""
+    version: int | None = None
+    """Of tables that have versions: the one that is read."""
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
-        return {key: item for key, item in value.items() if item not in ("", ())}
+        return {key: item for key, item in value.items() if item not in ("", (), None)}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> ManifestFile:
@@ -73,6 +79,8 @@ class Place:
 
     folder: str
     name: str
+    version: int | None = None
+    """Of tables that have versions: None is the newest."""
 
     @property
     def is_local(self) -> bool:
@@ -164,6 +172,19 @@ class Ranges(RangedFile):
                 hint="a manifest is read by ranges, and must not change: download it first",
             )
         return bytes(data)
+
+
+def in_order(calls: Sequence[Callable[[], T]], *, one_by_one: bool) -> Iterator[T]:
+    """What these calls return: one at a time on the disk, a few at once in a store."""
+    if one_by_one or len(calls) == 1:
+        for call in calls:
+            yield call()
+        return
+    pool = ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="footers")
+    try:
+        yield from pool.map(lambda call: call(), calls)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def tried(ask: Any) -> Any:

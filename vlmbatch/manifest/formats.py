@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from vlmbatch.errors import ManifestError
-from vlmbatch.manifest import delimited, images, jsonl, parquet, webdataset
+from vlmbatch.manifest import delimited, delta, images, jsonl, lance, parquet, webdataset
 from vlmbatch.manifest.files import ManifestFile, Place, reading
 from vlmbatch.manifest.text import COMPRESSED
 
@@ -43,7 +43,7 @@ class Format(Protocol):
 
 
 FORMATS: dict[str, Format] = {
-    module.NAME: module for module in (parquet, jsonl, delimited, webdataset, images)
+    module.NAME: module for module in (parquet, jsonl, delimited, webdataset, images, delta, lance)
 }
 TABLES = ("parquet", "jsonl", "csv")
 """In a folder, these are the manifest, whatever else is there."""

@@ -18,6 +18,7 @@ from vlmbatch.errors import ManifestError, ManifestUnreachable, UsageError
 from vlmbatch.manifest import hub, images
 from vlmbatch.manifest.files import Place, reading, tried
 from vlmbatch.manifest.formats import FORMATS, KNOWN, TABLES, format_of, sniffed
+from vlmbatch.manifest.tables import Table, table_among
 from vlmbatch.storage import filesystem_of, scheme_of, without_secrets
 
 A_MANIFEST = "a manifest is a file, a folder or a glob of them: " + KNOWN
@@ -44,6 +45,9 @@ class Filters:
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.include or self.exclude)
 
     def take(self, relative: str) -> bool:
         wanted = not self.include or any(_matches(relative, each) for each in self.include)
@@ -119,6 +123,11 @@ def _found(store: _Store, path: str, filters: Filters) -> _Found:
         return _Found(place.folder, {path: None}, format_of(path) or sniffed(place))
     if glob.has_magic(path):
         folder = _plain_folder(path)
+        if store.kind(f"{folder or '.'}/_delta_log") == "folder":
+            raise ManifestError(
+                f"{path} also matches files that are no longer part of the Delta table {folder}",
+                hint="give the table: its folder",
+            )
         matched = {
             each: size
             for each, size in store.glob(path).items()
@@ -134,11 +143,8 @@ def _found(store: _Store, path: str, filters: Filters) -> _Found:
 def _in_folder(store: _Store, path: str, filters: Filters) -> _Found:
     everything = store.find(path)
     relative = {store.relative(each, path): each for each in everything}
-    if any("_delta_log" in name.split("/") for name in relative):
-        raise ManifestError(
-            f"{path} is a Delta table, whose folder also holds files that are no longer part of it",
-            hint="write its current version as Parquet, and give that",
-        )
+    if table := table_among(relative):
+        return _is_table(store, path, table, filters)
     outputs = {name.rpartition(f"{OURS}/")[0] for name in relative if f"/{OURS}/" in f"/{name}"}
     kept = {
         name: full
@@ -153,11 +159,27 @@ def _in_folder(store: _Store, path: str, filters: Filters) -> _Found:
     if not names:
         raise ManifestError(
             f"no manifest and no image in the folder {path}"
-            + (" that --include and --exclude let pass" if filters != Filters() else ""),
+            + (" that --include and --exclude let pass" if filters else ""),
             hint=A_MANIFEST,
         )
     _choose(found, {kept[name]: everything[kept[name]] for name in names}, path, store)
     return found
+
+
+def _is_table(store: _Store, path: str, table: Table, filters: Filters) -> _Found:
+    if table.folder:
+        raise ManifestError(
+            f"{path} holds {table.called}: {table.folder}", hint="give the table by itself"
+        )
+    if table.format not in FORMATS:
+        raise ManifestError(
+            f"{path} is {table.called}, whose folder holds files that are no longer part of it too",
+            hint="write its current version as Parquet, and give that",
+        )
+    if filters:
+        raise UsageError(f"{path} is {table.called}, of which --include and --exclude take no part")
+    path = store.absolute(path)
+    return _Found(store.folder_of(path), {path: None}, table.format)
 
 
 def _choose(found: _Found, files: dict[str, int | None], where: str, store: _Store) -> None:

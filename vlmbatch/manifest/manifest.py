@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -17,13 +16,11 @@ from vlmbatch.errors import ManifestError, ManifestUnreachable
 from vlmbatch.manifest import images
 from vlmbatch.manifest.answers import Answers
 from vlmbatch.manifest.columns import ASKED, Columns, row_of
-from vlmbatch.manifest.files import ManifestFile, Place
+from vlmbatch.manifest.files import ManifestFile, Place, in_order
 from vlmbatch.manifest.formats import FORMATS, OPEN
 from vlmbatch.manifest.listing import Filters, list_files, sizes_below
 from vlmbatch.manifest.values import schema_of_both, settled
 from vlmbatch.records import Range, Row
-
-REMOTE_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,10 @@ class Manifest:
             return f"{self.rows:,} rows of answers in {self.answers.place}"
         if self.files[0].format == images.NAME:
             return f"{self.rows:,} image{'s' if self.rows != 1 else ''}"
-        files = len(self.files)
+        files, version = len(self.files), self.files[0].version
+        if version is not None:
+            of = f"version {version:,} of a table" if files == 1 else f"{files:,} tables"
+            return f"{self.rows:,} rows in {of}"
         return f"{self.rows:,} rows in {files:,} file{'s' if files != 1 else ''}"
 
     def boundaries(self) -> Iterator[int]:
@@ -87,7 +87,8 @@ class Manifest:
         """As run.json has it; only the first file is looked at, each other when it is opened."""
         files = tuple(ManifestFile.from_json(file) for file in stored["files"])
         folder = stored["folder"]
-        FORMATS[files[0].format].check(Place(folder, files[0].name), files[0])
+        first = files[0]
+        FORMATS[first.format].check(Place(folder, first.name, first.version), first)
         answers = stored.get("answers")
         return cls(
             folder,
@@ -121,7 +122,7 @@ def open_manifest(
             names = (name for file in before for name in images.names_of(file))
             now = images.check_is_whole(before, sizes_below(folder, names))
             return Manifest(folder, tuple(now), images.SCHEMA)
-        places = [(Place(folder, file.name), file.format) for file in before]
+        places = [(Place(folder, file.name, file.version), file.format) for file in before]
         return _looked_at(folder, places, ())
     listing = list_files(paths, Filters(include, exclude))
     if listing.format == images.NAME:
@@ -136,7 +137,9 @@ def _looked_at(
 ) -> Manifest:
     files: list[ManifestFile] = []
     schema: pa.Schema | None = None
-    for (place, format), (file, found) in zip(places, _looks(places), strict=True):
+    looks = [partial(FORMATS[format].look_at, place) for place, format in places]
+    looked = in_order(looks, one_by_one=places[0][0].is_local)
+    for (place, format), (file, found) in zip(places, looked, strict=True):
         if schema is None:
             schema = found
         elif format in OPEN:
@@ -152,20 +155,6 @@ def _looked_at(
     if places[0][1] in OPEN:
         schema = settled(schema)
     return Manifest(folder, tuple(files), schema, notes)
-
-
-def _looks(places: Sequence[tuple[Place, str]]) -> Iterator[tuple[ManifestFile, pa.Schema]]:
-    """Each file looked at, in order: one at a time on the disk, a few at once in a store."""
-    looks = [partial(FORMATS[format].look_at, place) for place, format in places]
-    if places[0][0].is_local or len(places) == 1:
-        for look in looks:
-            yield look()
-        return
-    pool = ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="footers")
-    try:
-        yield from pool.map(lambda look: look(), looks)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class RowStream:
@@ -239,7 +228,7 @@ class RowStream:
             start += file.rows
 
     def _rows_of_file(self, file: ManifestFile, start: int, first: int) -> Iterator[Row]:
-        place = Place(self._manifest.folder, file.name)
+        place = Place(self._manifest.folder, file.name, file.version)
         format = FORMATS[file.format]
         if file.format != "parquet":  # which looks by itself
             format.check(place, file)
