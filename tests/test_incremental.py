@@ -346,3 +346,21 @@ def test_nights_on_an_object_store(tmp_path: Path, s3_server):
             assert done.exit_code == 0, done
             assert done.json["ok"] == ok
         assert vlmbatch("status", output, "--json").json["done"] == 3
+
+
+def test_an_export_finds_the_images_by_their_ids(tmp_path: Path):
+    """Wherever tonight's manifest has them; what it has no more is left out and counted."""
+    colours = {"a": "red", "b": "green", "c": "blue", "d": "white"}
+    for ids in (["a", "b", "c"], ["d", "c", "a"]):
+        images = [picture(colour=colours[each]) for each in ids]
+        done = nightly(tmp_path, {"id": ids, "image": images, "answer": ids})
+        assert done.exit_code == 0, done
+    exported = vlmbatch("export", tmp_path / "out", "--to", "trl", tmp_path / "trl", "--json")
+    assert exported.exit_code == 0, exported
+    assert exported.json["dropped"] == {"not_in_manifest": 1}
+    (written,) = (tmp_path / "trl").rglob("*.parquet")
+    found = {
+        row["messages"][-1]["content"]: row["images"][0]["bytes"]
+        for row in pq.read_table(written).to_pylist()
+    }
+    assert found == {each: picture(colour=colours[each]) for each in ("a", "c", "d")}

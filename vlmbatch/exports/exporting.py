@@ -300,6 +300,9 @@ class _Making:
         examples = source.examples(number, self._selection)
         splits = self._export.splits
         for example, refs in source.with_images(examples, fetched=self._pictures.fetches):
+            if not refs:
+                tally.dropped["not_in_manifest"] += len(example.results)
+                continue
             if len(refs) > 1 and not self._writer.several_images:
                 tally.dropped["several_images"] += len(example.results)
             else:

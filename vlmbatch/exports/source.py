@@ -14,6 +14,8 @@ from vlmbatch.errors import ManifestError, OutputLocked, RunStopped, UsageError
 from vlmbatch.exports.base import Example
 from vlmbatch.exports.selection import Selection
 from vlmbatch.families import Family
+from vlmbatch.incremental.planning import located
+from vlmbatch.incremental.rows import SelectedRows
 from vlmbatch.manifest import Manifest, RowStream, open_manifest
 from vlmbatch.manifest.columns import choose_columns, is_list, is_string
 from vlmbatch.manifest.manifest import stored_schema
@@ -26,9 +28,6 @@ from vlmbatch.results.store import open_store
 from vlmbatch.run_file import RunFile
 from vlmbatch.storage import scheme_of
 from vlmbatch.tasks import Task, make_task
-
-READ_ON = 4096
-"""Rows that are read and left out sooner than the manifest is opened again behind them."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,17 @@ class Source:
         spec = self.run_file.spec
         if self.moved is None:
             try:
-                return open_manifest(spec.manifest, self.run_file.manifest)
+                listing = None if self.run_file.is_incremental else self.run_file.manifest
+                return open_manifest(
+                    spec.manifest, listing, include=spec.include, exclude=spec.exclude
+                )
             except ManifestError as error:
                 raise ManifestError(
                     error.message, hint="if the manifest has moved, name it with --manifest"
                 ) from None
         found = open_manifest([self.moved], include=spec.include, exclude=spec.exclude)
-        if found.identity != self.run_file.ask["manifest"]:
+        known = self.run_file.ask["manifest"]
+        if not self.run_file.is_incremental and found.identity != known:
             raise UsageError(
                 f"{self.moved} is not the manifest of {self.folder}, or it changed since the run",
                 hint="name the one that the answers are about",
@@ -164,23 +167,16 @@ class ManifestImages:
     """The images of examples that come in the order of their rows."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
-        self._stream: RowStream | None = None
-        self._next = 0
+        manifest, spec = source.manifest, source.run_file.spec
+        columns = choose_columns(manifest.schema, spec.columns, (), where=manifest.folder)
+        self._rows: RowStream | SelectedRows = RowStream(manifest, columns)
+        if source.run_file.is_incremental:  # whose rows are not the manifest's, but have its ids
+            self._rows = SelectedRows(self._rows, located(source.output, manifest, columns))
 
     def of(self, example: Example) -> tuple[ImageRef, ...]:
-        """How results and manifest rows belong together: by position."""
-        if self._stream is None:
-            manifest, spec = self._source.manifest, self._source.run_file.spec
-            columns = choose_columns(manifest.schema, spec.columns, (), where=manifest.folder)
-            self._stream = RowStream(manifest, columns)
-        near = 0 <= example.row - self._next <= READ_ON
-        wanted = Range(self._next if near else example.row, example.row + 1)
-        self._next = example.row + 1
-        images: tuple[ImageRef, ...] = ()
-        for row in self._stream.rows(wanted):
-            images = row.images
-        return images
+        """None where the manifest of an incremental output has that row no more."""
+        wanted = Range(example.row, example.row + 1)
+        return tuple(image for row in self._rows.rows(wanted) for image in row.images)
 
 
 def open_source(folder: str, manifest: str | None = None) -> Source:

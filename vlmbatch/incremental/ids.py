@@ -173,6 +173,14 @@ class Ids:
         for batch in self._batches(f"{query} ORDER BY position"):
             yield from _runs(batch)
 
+    def located(self) -> Iterator[pa.RecordBatch]:
+        """The answered rows that the manifest has, as generations have them."""
+        yield from self._batches(
+            f"""SELECT a.row, min(t.position) AS position, 1::BIGINT AS rows,
+                {Kind.NEW:d}::TINYINT AS kind, NULL::VARCHAR AS version
+            FROM answered a JOIN tonight t USING (id) GROUP BY a.row ORDER BY a.row"""
+        )
+
     def again(self) -> Iterator[pa.RecordBatch]:
         """As generations have it, ascending by row of the output."""
         for batch in self._batches(

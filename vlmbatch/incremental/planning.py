@@ -146,13 +146,26 @@ def to_ask(
         return Selection(pa.memory_map(str(path))).positions()
 
 
+def located(output: Output, manifest: Manifest, columns: Columns) -> Selection:
+    """Where the manifest has the rows of an incremental output now, by their ids; the rows that it
+    has no more are left out."""
+    with Ids() as ids, tempfile.NamedTemporaryFile(prefix="vlmbatch-rows-") as file:
+        ids.load(output, (_unversioned(batch) for batch in identities(manifest, columns)))
+        path = Path(file.name)
+        write_generation(path, Generation("", 0, manifest.identity), ids.located())
+        return Selection(pa.memory_map(str(path)))  # which outlives the name of the file
+
+
+def _unversioned(batch: pa.RecordBatch) -> pa.RecordBatch:
+    nothing = pa.nulls(batch.num_rows, pa.string())
+    return pa.record_batch([batch["position"], batch["id"], nothing], schema=TONIGHT)
+
+
 def _tonight(manifest: Manifest, columns: Columns, job: JobSpec) -> Iterator[pa.RecordBatch]:
     """(position, id, version); versions are null where nobody looks at them."""
     found = identities(manifest, columns, limit=job.limit, images=job.detect_changes)
     if not job.detect_changes:
-        for batch in found:
-            nothing = pa.nulls(batch.num_rows, pa.string())
-            yield pa.record_batch([batch["position"], batch["id"], nothing], schema=TONIGHT)
+        yield from map(_unversioned, found)
         return
     with Versions(base=manifest.folder, reach=reach_of(job)) as versions:
         for batch in found:
