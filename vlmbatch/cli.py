@@ -781,7 +781,15 @@ def export(
     goes on.
 
     \b
-    jsonl          an object for each answer, boxes and carried columns included
+    trl            Parquet for TRL's SFTTrainer: images, messages
+    llava          a JSON list for LLaVA's trainers: id, image, conversations
+    sharegpt       JSON lines for LLaMA-Factory: messages, images; and dataset_info.json
+    axolotl        JSON lines for axolotl (chat_template): messages with content blocks
+    jsonl          an object for each answer: text, boxes, json, images, carried columns
+    captions       a text file beside each image, for diffusion fine-tuners
+    imagefolder    images and metadata.jsonl, which `datasets` reads as a folder
+    webdataset     tar shards of key.jpg, key.txt, key.json
+    hub            as trl, with a data set card, uploaded to the Hugging Face Hub
     openai-batch   the requests without a good answer, images inline, as requests-*.jsonl for
                    `vllm run-batch` and hosted batch APIs; import-batch takes the answers in
     """

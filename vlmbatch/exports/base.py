@@ -101,7 +101,9 @@ class Format:
     several_images: ClassVar[bool] = True
     """Else rows with several are left out, and counted."""
     talks: ClassVar[bool] = False
-    """It writes conversations: settings of their wording make another export."""
+    """It has the user's words, or whole conversations: settings of their wording are for it."""
+    says_boxes: ClassVar[bool] = False
+    """Boxes are answers in the syntax of the model to be trained: its family must have one."""
     absolute_paths: ClassVar[bool] = False
     """Local images are named by absolute paths, not relative to the export's folder."""
     options: ClassVar[Mapping[str, str]] = {}

@@ -7,7 +7,8 @@ not say so is of little use to others.
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
@@ -30,7 +31,8 @@ class Hub(Trl):
     name = "hub"
     about = "the same with a data set card, uploaded to the Hub (--format-arg repo=OWNER/NAME)"
     images = (ImageMode.EMBED,)
-    options = {  # noqa: RUF012
+    options: ClassVar[Mapping[str, str]] = {
+        **Trl.options,
         "repo": "OWNER/NAME on the Hub; without it everything is made ready in DEST",
         "private": "true: only you see it (default), or false",
         "license": "for the card, as the Hub names it (cc-by-4.0)",

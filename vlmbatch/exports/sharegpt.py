@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmbatch.exports.base import Example, ImageMode, Lines
+from vlmbatch.exports.conversations import messages_of
 
 
 class Sharegpt(Lines):
@@ -21,13 +22,14 @@ class Sharegpt(Lines):
     about = "JSON lines for LLaMA-Factory: messages, images; and dataset_info.json"
     images = (ImageMode.REFERENCE, ImageMode.COPY)
     talks = True
+    says_boxes = True
     options = {"name": "the data set's name in dataset_info.json (vlmbatch)"}  # noqa: RUF012
     taken = frozenset(("id", "messages", "images", "system", "tools", "videos", "audios"))
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:
         marks = "<image>" * len(example.images)
         for conversation in self.export.conversations.of(example):
-            messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+            messages = messages_of(conversation)
             first = next(message for message in messages if message["role"] == "user")
             first["content"] = f"{marks}\n{first['content']}"
             yield {

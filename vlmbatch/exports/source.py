@@ -10,7 +10,7 @@ from itertools import groupby
 import pyarrow as pa
 import xxhash
 
-from vlmbatch.errors import OutputLocked, RunStopped, UsageError
+from vlmbatch.errors import ManifestError, OutputLocked, RunStopped, UsageError
 from vlmbatch.exports.base import Example
 from vlmbatch.exports.selection import Selection
 from vlmbatch.families import Family
@@ -80,7 +80,12 @@ class Source:
         """Raises ManifestError, or UsageError where it is another one than the run's."""
         spec = self.run_file.spec
         if self.moved is None:
-            return open_manifest(spec.manifest, self.run_file.manifest)
+            try:
+                return open_manifest(spec.manifest, self.run_file.manifest)
+            except ManifestError as error:
+                raise ManifestError(
+                    error.message, hint="if the manifest has moved, name it with --manifest"
+                ) from None
         found = open_manifest([self.moved], include=spec.include, exclude=spec.exclude)
         if found.identity != self.run_file.ask["manifest"]:
             raise UsageError(
@@ -92,7 +97,7 @@ class Source:
     def batches(self, number: int) -> Iterator[pa.RecordBatch]:
         """The results of one part, in the order of row, request and sample."""
         try:
-            yield from self.output.results(self.output.part_range(number))
+            yield from self.output.results(self.output.part_range(number), view=self.view)
         except FileNotFoundError:
             raise RunStopped(
                 f"a run works on {self.folder} meanwhile", hint="export again when it has ended"
@@ -127,13 +132,16 @@ class Source:
         Plain paths are in the results; the manifest is read only for what is not: images that it
         holds itself, and full addresses. ``fetched``: the images will be.
         """
-        rows = ManifestImages(self)
         for example in examples:
             named = example.results[0].images or (example.results[0].image,)
             if fetched or not self._names_images or not all(map(_is_path, named)):
-                yield example, rows.of(example)
+                yield example, self._rows.of(example)
             else:
                 yield example, tuple(ImageRef(uri=name) for name in named)
+
+    @cached_property
+    def _rows(self) -> ManifestImages:
+        return ManifestImages(self)
 
     @property
     def may_have_several(self) -> bool:

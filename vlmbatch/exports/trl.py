@@ -7,12 +7,17 @@ user's words. Blocks of our own would break: Arrow gives every block every key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
+from vlmbatch.errors import UsageError
 from vlmbatch.exports.base import Example, ImageMode, Tables, with_features
+from vlmbatch.exports.conversations import messages_of
+
+if TYPE_CHECKING:
+    from vlmbatch.exports.exporting import Export
 
 MODES = (ImageMode.REFERENCE, ImageMode.COPY)
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -29,13 +34,28 @@ class Trl(Tables):
     opens_addresses = True
     absolute_paths = True
     talks = True
+    says_boxes = True
+    options: ClassVar[Mapping[str, str]] = {
+        "completion": "true: columns prompt and completion instead of messages, so that TRL learns "
+        "from the answer alone (with --conversation per-request)"
+    }
     taken = frozenset(("id", "images", "messages", "image", "prompt", "completion", "tools"))
 
+    def __init__(self, export: Export) -> None:
+        super().__init__(export)
+        self._apart = export.options.get("completion", "false") == "true"
+        if self._apart and export.settings.wording.per != "request":
+            raise UsageError(
+                "a completion is one answer, and a conversation has them all",
+                hint="add --conversation per-request",
+            )
+
     def schema(self) -> pa.Schema:
+        names = ("prompt", "completion") if self._apart else ("messages",)
         columns = [
             pa.field("id", pa.string()),
             pa.field("images", pa.list_(IMAGE)),
-            pa.field("messages", pa.list_(MESSAGE)),
+            *(pa.field(name, pa.list_(MESSAGE)) for name in names),
             *self.carried_fields(),
         ]
         return with_features(pa.schema(columns), images=["images"])
@@ -46,13 +66,11 @@ class Trl(Tables):
             for picture in example.images
         ]
         for conversation in self.export.conversations.of(example):
-            messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
-            yield {
-                "id": conversation.id,
-                "images": images,
-                "messages": messages,
-                **self.carried(example),
-            }
+            messages = messages_of(conversation)
+            said = {"messages": messages}
+            if self._apart:
+                said = {"prompt": messages[:-1], "completion": messages[-1:]}
+            yield {"id": conversation.id, "images": images, **said, **self.carried(example)}
 
 
 FORMAT = Trl

@@ -98,13 +98,17 @@ class Output:
         self.store.delete(file.name for file in files if file.run != self.run)
 
     def results(
-        self, window: Range | None = None, columns: Sequence[str] | None = None
+        self,
+        window: Range | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        view: View | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Every committed result in manifest order, gathered or not.
 
         ``columns``: only these; ``row``, ``request`` and ``sample`` must be among them.
         """
-        view = self.view()
+        view = self.view() if view is None else view
         for number in view.numbers(self.part_rows):
             inside = self.part_range(number)
             if window is not None:
