@@ -23,7 +23,7 @@ PYTEST := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million million-s3 overhead storage nights bench finetune schemas reference wheel clean python torchvision
+.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million million-s3 overhead storage nights quality export-bench bench finetune schemas reference wheel clean python torchvision
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 14
@@ -75,6 +75,12 @@ storage: $(INSTALLED) ## planning, loading images, reading a manifest on an S3 s
 
 nights: $(INSTALLED) ## a night with nothing new, over 10 and 100 million ids: about 20 minutes, 20 GB of disk
 	$(PY) benchmarks/nights.py --write
+
+quality: $(INSTALLED) ## `vlmbatch quality` over ten million captions: time and memory
+	$(PY) benchmarks/quality.py --tasks caption --write
+
+export-bench: $(INSTALLED) ## a million rows as training data: rate and memory
+	$(PY) benchmarks/export_rows.py --write
 
 finetune: $(INSTALLED) ## label, export, train with TRL, score: half an hour on two busy cores
 	$(PY) -m pip install -q trl -c constraints.txt

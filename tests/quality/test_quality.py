@@ -353,3 +353,11 @@ def test_without_the_library_languages_are_said_to_be_missing(
     done = vlmbatch("quality", finished, "--fail-on", "language.en<0.9")
     assert done.exit_code == 2, done
     assert "pip install 'vlmbatch[quality]'" in done.stderr
+
+
+def test_starting_anew_forgets_what_was_found(output: Path) -> None:
+    assert vlmbatch("quality", output).exit_code == 0
+    manifest = json.loads((output / OURS / "run.json").read_text())["job"]["manifest"]
+    words = ["run", *manifest, "-t", "caption", *echo(reply_from="reply"), "-o", output]
+    assert vlmbatch(*words, "--overwrite").exit_code == 0
+    assert not (output / OURS / "quality.json").exists()

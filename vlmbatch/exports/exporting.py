@@ -209,30 +209,33 @@ def export(
     told = _told(exported, kind, mode)
     with target.held():
         before = target.settings
-        if before is not None and overwrite:
+        if before is not None and (overwrite or before["state"] == "clearing"):
             target.clear()
+            before = None
         elif before is not None:
             same_settings(before["settings"], told, destination)
+        is_done = before is not None and before["state"] == "done"
         state = {"state": "unfinished", "vlmbatch": __version__, "settings": told}
-        if before is None or overwrite or before["state"] != "done":
-            wrote = [] if before is None or overwrite else before["wrote"]
-            target.write_settings({**state, "wrote": wrote})
+        if not is_done:
+            target.write_settings({**state, "wrote": before["wrote"] if before else []})
         pictures = partial(
             Pictures, writer, source.run_file.spec, base=source.base, place=target.place
         )
-        judging = quality_drops(
-            source,
-            target,
-            lambda found: selected(drops=[*drops, *found]),
-            partial(pictures, mode=ImageMode.EMBED),
-            names=settings.drop or (),
-            max_per_label=settings.max_per_label,
-        )
+        judging: list[Drop] = []
+        if not is_done:
+            judging = quality_drops(
+                source,
+                target,
+                lambda found: selected(drops=[*drops, *found]),
+                partial(pictures, mode=ImageMode.EMBED),
+                names=settings.drop or (),
+                max_per_label=settings.max_per_label,
+            )
         selection = selected(drops=[*drops, *judging])
         with pictures(mode=mode) as fetching:
             making = _Making(exported, writer, selection, fetching)
             total, resumed = making.all_pieces()
-        if before is None or overwrite or before["state"] != "done":
+        if not is_done:
             writer.finish()
             target.write_settings({**state, "state": "done", "tally": total.to_json()})
         target.end()
