@@ -41,10 +41,10 @@ def with_trl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def work(with_trl: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short run of the example: 40 small steps on a few pictures."""
+    """The folder of a short run of the example: 90 steps on a few pictures."""
     work = tmp_path_factory.mktemp("finetune")
     small = ["--pictures", PICTURES, "--replay", REPLAYED, "--held-out", HELD_OUT]
-    command = [sys.executable, EXAMPLE / "run.py", "--work", work, *small, "--max-steps", 40]
+    command = [sys.executable, EXAMPLE / "run.py", "--work", work, *small, "--max-steps", 90]
     done = subprocess.run(list(map(str, command)), env=with_trl, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (work / "printed.txt").write_text(done.stdout)

@@ -131,8 +131,8 @@ def score(output: str) -> dict[str, Any]:
     """Of each task, as ``vlmbatch eval`` has it: right answers word for word."""
     command = ["eval", output, "--references", "test-references.parquet", "--json"]
     print("\n$ vlmbatch", shlex.join(command), flush=True)
-    said = subprocess.run([sys.executable, "-m", "vlmbatch", *command], stdout=-1, check=True)
-    return json.loads(said.stdout)["tasks"]
+    said = subprocess.check_output([sys.executable, "-m", "vlmbatch", *command])
+    return json.loads(said)["tasks"]
 
 
 if __name__ == "__main__":
