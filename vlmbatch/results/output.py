@@ -76,6 +76,8 @@ class Output:
                 run=self.run,
                 epoch=max(file.epoch for file in [*bases, *patches]),
                 rows=rows,
+                # A holder whose lease has expired meanwhile must not undo the next one's work.
+                replaces=view.parts[number].tag if number in view.parts else "",
             )
         self.store.delete(shard.name for shard in shards)
         return part if fresh else None
