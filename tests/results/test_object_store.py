@@ -432,3 +432,45 @@ def test_parts_are_read_by_others(store):
     store.write("__vlmbatch/run.json", write_bytes(b"{}"))
     table = pq.read_table(f"{store._root}/part-00000.parquet", filesystem=store._fs)
     assert table["row"].to_pylist() == list(range(7))
+
+
+def gathered(store: ObjectStore, rows: Range, said: str, *, epoch: int = 1) -> Output:
+    """An output with a shard of these rows, which is not gathered yet."""
+    output = Output(store, "beef", part_rows=100, schema=RESULT_SCHEMA)
+    batch = batch_of(range(rows.first, rows.stop), said)
+    write_shard(store, batch, run="beef", epoch=epoch, rows=rows)
+    return output
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_part_that_another_run_wrote_meanwhile_is_not_replaced(store, there_before):
+    """As by a holder that slept until its lease had expired, in the middle of its upload."""
+    if there_before:
+        gathered(store, Range(0, 3), "first").gather(0)
+    rows = Range(3, 6) if there_before else Range(0, 3)
+    late = gathered(store, rows, "late")
+    seen = late.view()
+    next_one = gathered(ObjectStore(store.place), Range(0, 9), "next", epoch=2)
+    next_one.gather(0)
+    before = store.read("part-00000.parquet")
+    gathered(store, rows, "late")  # which it had read by then
+    with pytest.raises(RunStopped, match=r"another run wrote .*/part-00000\.parquet meanwhile"):
+        late.gather(0, seen)
+    assert store.read("part-00000.parquet") == before
+    (part,) = list_parts(store)
+    assert (part.epoch, part.rows) == (2, Range(0, 9))
+    assert late.gather(0) is None  # with a new look, what came too late is only deleted
+    assert list_shards(store) == []
+
+
+def test_a_part_whose_acknowledgement_was_lost_is_our_own(s3_server, bucket):
+    with FaultProxy(s3_server) as proxy, proxy.in_environment():
+        store = ObjectStore(f"s3://{bucket}/run")
+        for first_row in (0, 3):  # created, then replaced
+            output = gathered(store, Range(first_row, first_row + 3), "yes")
+            lost = first(*[LostAnswer()] * 7)
+            proxy.rule = where(lost, operation="PUT", key="part-00000")
+            output.gather(0)
+            (part,) = list_parts(store)
+            assert part.rows == Range(0, first_row + 3)
+    assert proxy.injected[LostAnswer()] == 14

@@ -6,20 +6,15 @@ folder (in ``TMPDIR``), about 100 bytes per row.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmbatch.errors import ErrorCode, RunStopped
+from vlmbatch.errors import ErrorCode
 from vlmbatch.results.generations import TABLE, Kind, Selection
 from vlmbatch.results.output import Output
+from vlmbatch.scratch import Scratch
 
 MEMORY = "1GB"
 BATCH_ROWS = 65_536
@@ -98,32 +93,13 @@ _SQL = {
 }
 
 
-class Ids:
-    """What an output has answered, and what tonight's manifest has. Used as a context, it deletes
-    what it put on the disk."""
+class Ids(Scratch):
+    """What an output has answered, and what tonight's manifest has."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="vlmbatch-ids-")
-        self._database = duckdb.connect(str(Path(self._folder.name) / "ids"))
-        self._run(f"SET memory_limit = '{MEMORY}'")
-        self._run("SET temp_directory = $folder", folder=self._folder.name)
-        self._run("SET preserve_insertion_order = false")
-        self._run("SET enable_progress_bar = false")
+        super().__init__(MEMORY)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        with suppress(duckdb.Error):
-            self._database.close()
-        self._folder.cleanup()
-
-    def load(
+    def compare(
         self,
         output: Output | None,
         tonight: Iterator[pa.RecordBatch],
@@ -135,98 +111,60 @@ class Ids:
         ``selections``: of earlier starts, in their order; ``undone``: output rows of the last one
         whose changed images it did not come to.
         """
-        self._load("results", _RESULTS, iter(()) if output is None else _results(output))
-        self._run(_SQL["answered"])
+        self.load("results", _RESULTS, iter(()) if output is None else _results(output))
+        self.run(_SQL["answered"])
         earlier = list(enumerate(selections))
-        self._load("added", _ADDED, _added(earlier))
-        self._load("known", _VERSIONS, _known(earlier, set(undone)))
-        self._run(_SQL["versions"])
-        self._load("tonight", TONIGHT, tonight)
+        self.load("added", _ADDED, _added(earlier))
+        self.load("known", _VERSIONS, _known(earlier, set(undone)))
+        self.run(_SQL["versions"])
+        self.load("tonight", TONIGHT, tonight)
 
     def choose_again(self, codes: Iterable[str], max_attempts: int | None) -> None:
         """The failed results with these codes (empty: all) whose rows the manifest still has."""
         most = 2**31 if max_attempts is None else max_attempts
-        self._run(_SQL["failed"], codes=sorted(codes), most=most)
+        self.run(_SQL["failed"], {"codes": sorted(codes), "most": most})
 
     def choose_changed(self) -> None:
         """The answered rows whose images have another version than they had."""
-        self._run(_SQL["looked"])
-        self._run(_SQL["changed"], of_image=list(OF_IMAGE))
-        self._run(_SQL["both"])
+        self.run(_SQL["looked"])
+        self.run(_SQL["changed"], {"of_image": list(OF_IMAGE)})
+        self.run(_SQL["both"])
 
     def choose_new(self) -> None:
         """The rows whose id is not answered; of those with one id, the first is NEW."""
-        self._run(_SQL["unanswered"])
-        self._run(_SQL["fresh"])
+        self.run(_SQL["unanswered"])
+        self.run(_SQL["fresh"])
 
     def counts(self, table: str) -> dict[Kind, int]:
         """Rows of ``again`` or ``fresh`` by kind."""
-        rows = self._run(f"SELECT kind, count(*) FROM {table} GROUP BY kind").fetchall()
+        rows = self.run(f"SELECT kind, count(*) FROM {table} GROUP BY kind").fetchall()
         return {Kind(kind): count for kind, count in rows}
 
     def fresh(self) -> Iterator[tuple[int, int, Kind, str | None]]:
         """(position, rows, kind, version) in the order of the manifest; rows that follow on each
         other are one where they have no versions."""
         query = "SELECT position, kind, version FROM fresh JOIN tonight USING (position)"
-        if not self._run("SELECT count(version) FROM tonight").fetchall()[0][0]:
+        if not self.run("SELECT count(version) FROM tonight").fetchall()[0][0]:
             query = "SELECT position, kind, NULL::VARCHAR AS version FROM fresh"
-        for batch in self._batches(f"{query} ORDER BY position"):
+        for batch in self.batches(f"{query} ORDER BY position", BATCH_ROWS):
             yield from _runs(batch)
 
     def located(self) -> Iterator[pa.RecordBatch]:
         """The answered rows that the manifest has, as generations have them."""
-        yield from self._batches(
+        yield from self.batches(
             f"""SELECT a.row, min(t.position) AS position, 1::BIGINT AS rows,
                 {Kind.NEW:d}::TINYINT AS kind, NULL::VARCHAR AS version
-            FROM answered a JOIN tonight t USING (id) GROUP BY a.row ORDER BY a.row"""
+            FROM answered a JOIN tonight t USING (id) GROUP BY a.row ORDER BY a.row""",
+            BATCH_ROWS,
         )
 
     def again(self) -> Iterator[pa.RecordBatch]:
         """As generations have it, ascending by row of the output."""
-        for batch in self._batches(
-            "SELECT row, position, 1::BIGINT AS rows, kind, version FROM again ORDER BY row"
+        for batch in self.batches(
+            "SELECT row, position, 1::BIGINT AS rows, kind, version FROM again ORDER BY row",
+            BATCH_ROWS,
         ):
             yield batch.select(TABLE.names)
-
-    def _run(self, query: str, **values: Any) -> Any:
-        with self._reported():
-            return self._database.execute(query, values or None)
-
-    def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
-        with self._reported():
-            reader: Any = self._database.cursor().sql(query).to_arrow_reader(BATCH_ROWS)
-            yield from reader
-
-    def _load(self, name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-        raised: list[BaseException] = []
-
-        def passed_on() -> Iterator[pa.RecordBatch]:
-            try:
-                yield from batches
-            except BaseException as error:
-                raised.append(error)  # DuckDB makes text of it
-                raise
-
-        reader = pa.RecordBatchReader.from_batches(schema, passed_on())
-        self._database.register("incoming", reader)
-        try:
-            self._run(f"CREATE TABLE {name} AS SELECT * FROM incoming")
-        except RunStopped:
-            if raised:
-                raise raised[0] from None
-            raise
-        self._database.unregister("incoming")
-
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except duckdb.Error as error:
-            said = " ".join(str(error).split())[:200]
-            raise RunStopped(
-                f"cannot compare the ids in {self._folder.name}: {said}",
-                hint="it needs about 100 bytes per row there: name another folder with TMPDIR",
-            ) from None
 
 
 def _results(output: Output) -> Iterator[pa.RecordBatch]:

@@ -150,7 +150,7 @@ def located(output: Output, manifest: Manifest, columns: Columns) -> Selection:
     """Where the manifest has the rows of an incremental output now, by their ids; the rows that it
     has no more are left out."""
     with Ids() as ids, tempfile.NamedTemporaryFile(prefix="vlmbatch-rows-") as file:
-        ids.load(output, (_unversioned(batch) for batch in identities(manifest, columns)))
+        ids.compare(output, (_unversioned(batch) for batch in identities(manifest, columns)))
         path = Path(file.name)
         write_generation(path, Generation("", 0, manifest.identity), ids.located())
         return Selection(pa.memory_map(str(path)))  # which outlives the name of the file
@@ -215,7 +215,7 @@ def plan_generation(
     ``generation`` has the run, the epoch and the manifest's identity; see Ids.load for the rest.
     """
     with Ids() as ids:
-        ids.load(output, tonight, selections, undone)
+        ids.compare(output, tonight, selections, undone)
         ids.choose_again(wanted.codes, wanted.max_attempts)
         if wanted.changed:
             ids.choose_changed()

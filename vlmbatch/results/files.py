@@ -230,8 +230,11 @@ def write_part(
     epoch: int,
     rows: Range,
     patched: Patched | None = None,
+    replaces: str | None = None,
 ) -> ResultFile:
-    """Write part ``number`` from results in order; memory is bounded by a row group."""
+    """Write part ``number`` from results in order; memory is bounded by a row group.
+
+    ``replaces``: as of Store.write."""
     name = f"part-{number:05d}.parquet"
 
     def build(temporary: Path) -> None:
@@ -244,7 +247,7 @@ def write_part(
             meta = _meta_json(run, epoch, rows, counting.counts, more)
             writer.add_key_value_metadata({_KEY.decode(): meta})
 
-    store.write(name, build)
+    store.write(name, build, replaces=replaces)
     return ResultFile(name, run, epoch, rows, store=store)
 
 

@@ -50,6 +50,8 @@ PATIENCE_SECONDS = 120.0
 FIRST_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 15.0
 PUBLISH_SECONDS = 5.0
+ONE_REQUEST_BYTES = 100 * 2**20
+"""What s3fs uploads in one request is smaller."""
 BLOCKS = 4
 """So many blocks of a file that is being read are in memory."""
 READ_ONLY = ("http", "https", "data", "hf", "zip", "tar", "github")
@@ -165,12 +167,29 @@ class ObjectStore(Store):
 
     # writing
 
-    def write(self, name: str, build: Callable[[Path], None]) -> None:
+    def write(
+        self, name: str, build: Callable[[Path], None], *, replaces: str | None = None
+    ) -> None:
         folder = self._local_folder("tmp")
         with reported(folder), tempfile.TemporaryDirectory(dir=folder) as made:
             temporary = Path(made) / name.rpartition("/")[2]
             build(temporary)
-            self._put(name, lambda path: self._put_file(temporary, path))
+            condition = self._condition(temporary, replaces)
+            try:
+                self._put(name, lambda path: self._put_file(temporary, path, **condition))
+            except FileExistsError:
+                # Perhaps by ourselves: an upload whose acknowledgement was lost is repeated.
+                if self.read(name) != temporary.read_bytes():
+                    raise RunStopped(
+                        f"another run wrote {self.at(name)} meanwhile",
+                        hint="give the same command again: it goes on from what is committed",
+                    ) from None
+
+    def _condition(self, local: Path, replaces: str | None) -> dict[str, str]:
+        """On S3, for what goes up in one request: s3fs has no place for the condition of others."""
+        if replaces is None or not self._is_s3 or local.stat().st_size >= ONE_REQUEST_BYTES:
+            return {}
+        return {"IfMatch": replaces} if replaces else {"mode": "create"}
 
     def write_json(self, name: str, value: Any) -> None:
         data = _json(value)
@@ -184,8 +203,8 @@ class ObjectStore(Store):
         else:
             self._publisher.put(name, _json(value))
 
-    def _put_file(self, local: Path, path: str) -> None:
-        self._fs.put_file(str(local), path, **self._overwrite)
+    def _put_file(self, local: Path, path: str, **condition: str) -> None:
+        self._fs.put_file(str(local), path, **self._overwrite, **condition)
 
     def _put(self, name: str, put: Callable[[str], None]) -> None:
         self._still_ours()

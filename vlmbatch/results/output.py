@@ -81,6 +81,8 @@ class Output:
                 epoch=max(file.epoch for file in [*bases, *patches]),
                 rows=rows,
                 patched=patched.patched(self.patched_since),
+                # A holder whose lease has expired meanwhile must not undo the next one's work.
+                replaces=view.parts[number].tag if number in view.parts else "",
             )
         self.store.delete(shard.name for shard in shards)
         return part if fresh else None

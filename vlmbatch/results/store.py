@@ -97,8 +97,13 @@ class Store(ABC):
         """To read some of a file, or much by and by. Raises FileNotFoundError."""
 
     @abstractmethod
-    def write(self, name: str, build: Callable[[Path], None]) -> None:
-        """``build`` writes a temporary file; it appears under its name whole, and durably."""
+    def write(
+        self, name: str, build: Callable[[Path], None], *, replaces: str | None = None
+    ) -> None:
+        """``build`` writes a temporary file; it appears under its name whole, and durably.
+
+        ``replaces``: the tag of the file that may be there, empty for none; RunStopped where
+        another one is by now, if the store can tell. None: whatever is there."""
 
     def write_json(self, name: str, value: Any) -> None:
         text = json.dumps(value, indent=1, ensure_ascii=False)
@@ -209,7 +214,10 @@ class LocalStore(Store):
     def ranged(self, name: str, *, block: int = 2**23) -> pa.NativeFile:
         return pa.OSFile(str(self.folder / name))
 
-    def write(self, name: str, build: Callable[[Path], None]) -> None:
+    def write(
+        self, name: str, build: Callable[[Path], None], *, replaces: str | None = None
+    ) -> None:
+        """The folder's lock cannot be lost: ``replaces`` is not looked at."""
         path = self.folder / name
         temporary = self.tmp / f"{path.name}.{uuid.uuid4().hex[:8]}"
         with reported(path):
