@@ -44,13 +44,14 @@ def environment_with(folder: Path, *packages: str) -> Path:
 
 def beside(folder: Path, *packages: str) -> dict[str, str]:
     """Variables with which this interpreter finds the packages, too; they bring nothing along."""
-    installed(Path(sys.executable), "--no-deps", "--target", str(folder), *packages)
+    words = ("--no-deps", "-c", str(CONSTRAINTS), "--target", str(folder))
+    installed(Path(sys.executable), *words, *packages)
     return {"PYTHONPATH": str(folder)}
 
 
 def installed(python: Path, *options: str) -> None:
     done = subprocess.run(
-        [python, "-m", "pip", "install", "-q", *options, "-c", CONSTRAINTS],
+        [python, "-m", "pip", "install", "-q", *options],
         capture_output=True,
         text=True,
     )
