@@ -23,7 +23,7 @@ PYTEST := $(PY) -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million overhead storage bench schemas reference wheel clean python torchvision
+.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million overhead storage export-bench bench schemas reference wheel clean python torchvision
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -69,6 +69,9 @@ overhead: $(VLLM_INSTALLED) ## vlmbatch against the vLLM engine that it feeds: i
 
 storage: $(INSTALLED) ## planning, loading images, reading a manifest on an S3 server: about 5 minutes
 	$(PY) benchmarks/storage.py --write
+
+export-bench: $(INSTALLED) ## a million rows as training data: rate and memory
+	$(PY) benchmarks/export_rows.py --write
 
 bench: $(INSTALLED) ## how fast the command line answers
 	$(PY) benchmarks/cli_startup.py

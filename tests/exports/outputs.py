@@ -64,6 +64,7 @@ def manifest_of(images: list[Any], kind: pa.DataType | None = None) -> pa.Table:
             "question": [f"question {i}?" for i in range(rows)],
             "reply": [[f"caption {i}.", f"answer {i}"] for i in range(rows)],
             "licence": ["cc-by-4.0"] * rows,
+            "messages": [{"n": i, "words": ["mine"]} for i in range(rows)],
         }
     )
 
@@ -115,7 +116,17 @@ def answered(manifest: Path | str, output: Path, *options: str | Path) -> Path:
     """A run of captions and questions over it, with known answers."""
     run = vlmbatch(
         *("run", manifest, "-t", "caption", "-t", "vqa", *echo(reply_from="reply"), "-o", output),
-        *("--carry", "licence", "--max-failure-rate", "1", "--part-rows", "4", *options),
+        *(
+            "--carry",
+            "licence",
+            "--carry",
+            "messages",
+            "--max-failure-rate",
+            "1",
+            "--part-rows",
+            "4",
+            *options,
+        ),
     )
     assert run.exit_code == 0, run
     return output

@@ -166,6 +166,23 @@ def test_paraphrases_are_chosen_by_the_id(output: Path, tmp_path: Path) -> None:
     assert {line["id"]: line["messages"][0]["content"] for line in again}.items() < asked.items()
 
 
+@pytest.mark.parametrize("form", ["sharegpt", "llava", "axolotl", "trl"])
+def test_words_that_mean_an_image_to_a_trainer_mean_none(
+    form: str, output: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "a"
+    export(output, place, form, "--user-template", "What does <image> in {{ id }} mean?")
+    if form == "trl":
+        texts = [json.dumps(row) for row in pq.read_table(place)["messages"].to_pylist()]
+    else:
+        (path,) = (path for path in place.glob("train.json*"))
+        texts = [line for line in path.read_text().splitlines() if "id-" in line]
+    assert len(texts) == ROWS - 1
+    for text in texts:
+        assert text.count("What does <image > in id-") == 2
+        assert text.count("<image>") == (1 if form in ("sharegpt", "llava") else 0)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -372,7 +389,12 @@ def test_another_export_is_refused_and_replaced_when_asked(output: Path, tmp_pat
     assert "holds another export" in message
     assert 'format: was "jsonl", now "llava"' in message
     assert "min_chars: was null, now 3" in message
-    export(output, place, "llava", "--overwrite")
+    export(output, place, "jsonl", "--overwrite")
+    assert not (place / "images").exists()
+    settings = json.loads((place / OURS / "export.json").read_text())
+    settings["state"] = "clearing"  # as a kill in the middle of --overwrite leaves it
+    (place / OURS / "export.json").write_text(json.dumps(settings))
+    export(output, place, "llava")
     assert sorted(path.name for path in place.iterdir()) == [OURS, "notes.md", "train.json"]
 
 

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from tests.exports import outputs
 from tests.exports.outputs import GONE, ROWS, Finished, answered, colour_of
 from tests.harness import vlmbatch
 from tests.s3 import S3Server
+from vlmbatch.exports.base import plain_type, with_features
+from vlmbatch.exports.trl import IMAGE
 
 Found = dict[str, tuple[list[str], list[str]]]
 """By id: the colours of the images, and the texts."""
@@ -235,3 +238,28 @@ def test_carried_columns_are_kept(finished: dict[str, Finished], tmp_path: Path)
     for form in ("jsonl", "sharegpt", "axolotl"):
         rows = map(json.loads, (tmp_path / form / "train.jsonl").read_text().splitlines())
         assert {row["licence"] for row in rows} == {"cc-by-4.0"}
+    (table,) = (row for row in loaded("parquet", tmp_path / "trl") if row["id"] == "id-2")
+    assert table["carried_messages"] == {"n": 2, "words": ["mine"]}
+    line = json.loads((tmp_path / "jsonl/train.jsonl").read_text().splitlines()[0])
+    assert line["messages"] == {"n": 0, "words": ["mine"]}
+
+
+KINDS_OF_COLUMNS = [
+    *(pa.string(), pa.large_string(), pa.binary(), pa.bool_(), pa.int8(), pa.uint64()),
+    *(pa.float16(), pa.float32(), pa.float64(), pa.date32(), pa.timestamp("us", tz="UTC")),
+    *(pa.time64("us"), pa.duration("s"), pa.decimal128(10, 2), pa.null()),
+    *(pa.list_(pa.int32()), pa.list_(pa.float32(), 3), pa.large_list(pa.string())),
+    *(pa.dictionary(pa.int32(), pa.string()), pa.map_(pa.string(), pa.int64())),
+    pa.struct([("a", pa.string()), ("b", pa.list_(pa.struct([("c", pa.int64())])))]),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_COLUMNS, ids=str)
+def test_datasets_knows_every_column_as_it_is(kind: pa.DataType) -> None:
+    import datasets
+
+    plain = pa.schema([("a", plain_type(kind)), ("images", pa.list_(IMAGE)), ("image", IMAGE)])
+    known = datasets.Features.from_arrow_schema(with_features(plain, ["images", "image"]))
+    assert known["a"] == datasets.Features.from_arrow_schema(plain)["a"]
+    assert known["images"] == datasets.List(datasets.Image())
+    assert known["image"] == datasets.Image()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmbatch.exports.base import Example, ImageMode, Lines, Picture
+from vlmbatch.exports.conversations import unmarked
 from vlmbatch.storage import is_local
 
 
@@ -29,7 +30,7 @@ class Axolotl(Lines):
             waiting = [_block(picture) for picture in example.images]
             messages = []
             for turn in conversation.turns:
-                content = [{"type": "text", "text": turn.content}]
+                content = [{"type": "text", "text": unmarked(turn.content)}]
                 if turn.role == "user":
                     content, waiting = [*waiting, *content], []
                 messages.append({"role": turn.role, "content": content})

@@ -20,6 +20,7 @@ from vlmbatch.exports.pieces import Piece
 from vlmbatch.exports.selection import Drop
 from vlmbatch.exports.sinks import LineSink, ParquetSink, join
 from vlmbatch.grounding import Size
+from vlmbatch.manifest.columns import is_list
 from vlmbatch.records import Result
 
 if TYPE_CHECKING:
@@ -150,7 +151,10 @@ class Format:
 
     def carried_fields(self) -> list[pa.Field]:
         """The same, as columns of a table."""
-        return [each.with_name(self.free_name(each.name)) for each in self.export.source.carried]
+        return [
+            pa.field(self.free_name(each.name), plain_type(each.type))
+            for each in self.export.source.carried
+        ]
 
     def free_name(self, column: str) -> str:
         return f"carried_{column}" if column in self.taken else column
@@ -194,16 +198,31 @@ def with_features(schema: pa.Schema, images: Iterable[str] = ()) -> pa.Schema:
     return schema.with_metadata({"huggingface": json.dumps(info)})
 
 
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type that ``datasets`` has for values of this one."""
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if is_list(kind):
+        return pa.list_(plain_type(kind.value_type))
+    if pa.types.is_map(kind):
+        pair = [("key", plain_type(kind.key_type)), ("value", plain_type(kind.item_type))]
+        return pa.list_(pa.struct(pair))
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return pa.struct([pa.field(each.name, plain_type(each.type)) for each in fields])
+    return kind
+
+
 def _feature(kind: pa.DataType) -> Any:
     """As ``datasets`` writes an Arrow type down."""
     if pa.types.is_struct(kind):
         return {kind.field(i).name: _feature(kind.field(i).type) for i in range(kind.num_fields)}
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
     return {"dtype": _dtype(kind), "_type": "Value"}
 
 
 def _dtype(kind: pa.DataType) -> str:
     names = {pa.float32(): "float32", pa.float64(): "float64", pa.float16(): "float16"}
-    names |= {pa.bool_(): "bool"}
+    names |= {pa.bool_(): "bool", pa.date32(): "date32", pa.date64(): "date64"}
     return names.get(kind, str(kind))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NONE_FOUND = "There is none."
 """For families whose syntax for no boxes is to say nothing."""
+_MARKS = re.compile(r"<(image|video|audio)>")
 _TURNS = re.compile(r"<\|im_start\|>|\bUser: |### Human:")
 
 
@@ -62,6 +63,16 @@ class Conversation:
 
     id: str
     turns: tuple[Turn, ...]
+
+
+def unmarked(text: str) -> str:
+    """A text in which no trainer sees the place of an image that is not there."""
+    return _MARKS.sub(r"<\1 >", text)
+
+
+def messages_of(conversation: Conversation) -> list[dict[str, str]]:
+    """As chat templates have them, without images."""
+    return [{"role": turn.role, "content": unmarked(turn.content)} for turn in conversation.turns]
 
 
 class Conversations:

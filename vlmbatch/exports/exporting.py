@@ -199,21 +199,22 @@ def export(
     told = _told(exported, kind, mode)
     with target.held():
         before = target.settings
-        if before is not None and overwrite:
+        if before is not None and (overwrite or before["state"] == "clearing"):
             target.clear()
+            before = None
         elif before is not None:
             same_settings(before["settings"], told, destination)
+        is_done = before is not None and before["state"] == "done"
         state = {"state": "unfinished", "vlmbatch": __version__, "settings": told}
-        if before is None or overwrite or before["state"] != "done":
-            wrote = [] if before is None or overwrite else before["wrote"]
-            target.write_settings({**state, "wrote": wrote})
+        if not is_done:
+            target.write_settings({**state, "wrote": before["wrote"] if before else []})
         pictures = Pictures(
             writer, source.run_file.spec, base=source.base, place=target.place, mode=mode
         )
         with pictures:
             making = _Making(exported, writer, selection, pictures)
             total, resumed = making.all_pieces()
-        if before is None or overwrite or before["state"] != "done":
+        if not is_done:
             writer.finish()
             target.write_settings({**state, "state": "done", "tally": total.to_json()})
         target.end()

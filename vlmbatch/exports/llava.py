@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from vlmbatch.exports.base import Example, ImageMode, Lines
+from vlmbatch.exports.conversations import unmarked
 from vlmbatch.exports.sinks import join
 
 FROM = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -34,10 +35,11 @@ class Llava(Lines):
             turns: list[dict[str, str]] = []
             waiting = "<image>\n"
             for turn in conversation.turns:
+                text = unmarked(turn.content)
                 if turn.role == "system":
-                    waiting += f"{turn.content}\n"
+                    waiting += f"{text}\n"
                     continue
-                turns.append({"from": FROM[turn.role], "value": waiting + turn.content})
+                turns.append({"from": FROM[turn.role], "value": waiting + text})
                 waiting = ""
             yield {
                 "id": conversation.id,

@@ -212,6 +212,10 @@ class Pictures:
         return File(file.getvalue(), "jpg" if photo else "png", decoded.size)
 
     async def _ended(self) -> None:
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         await self._fetcher.close()
 
 

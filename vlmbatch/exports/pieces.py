@@ -121,7 +121,8 @@ class Destination:
         shutil.rmtree(self.place / Piece.KEPT, ignore_errors=True)
 
     def clear(self) -> None:
-        """An earlier export, as far as it is ours: what stands beside it stays."""
+        """An earlier export goes, as far as it is ours: what stands beside it stays."""
+        self.write_settings({**(self.settings or {}), "state": "clearing"})
         for name in (self.settings or {}).get("wrote", ()):
             path = self.place / name
             if path.is_dir() and not path.is_symlink():

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmbatch.exports.base import Example, ImageMode, Lines
+from vlmbatch.exports.conversations import messages_of
 
 
 class Sharegpt(Lines):
@@ -28,7 +29,7 @@ class Sharegpt(Lines):
     def records(self, example: Example) -> Iterator[dict[str, Any]]:
         marks = "<image>" * len(example.images)
         for conversation in self.export.conversations.of(example):
-            messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+            messages = messages_of(conversation)
             first = next(message for message in messages if message["role"] == "user")
             first["content"] = f"{marks}\n{first['content']}"
             yield {

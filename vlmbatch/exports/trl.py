@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from vlmbatch.errors import UsageError
 from vlmbatch.exports.base import Example, ImageMode, Tables, with_features
+from vlmbatch.exports.conversations import messages_of
 
 if TYPE_CHECKING:
     from vlmbatch.exports.exporting import Export
@@ -65,7 +66,7 @@ class Trl(Tables):
             for picture in example.images
         ]
         for conversation in self.export.conversations.of(example):
-            messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+            messages = messages_of(conversation)
             said = {"messages": messages}
             if self._apart:
                 said = {"prompt": messages[:-1], "completion": messages[-1:]}
