@@ -179,7 +179,7 @@ for importer in importers:
     with importer:
         for path, _, labels in importer:
             if isinstance(labels, dict):
-                labels = labels["detections"]
+                labels = labels.get("detections")  # none at all for an image without any
             with Image.open(path) as image:
                 width, height = image.size
             boxes = found.setdefault(f"{width}x{height}", [])
