@@ -72,7 +72,7 @@ def through_json(value):
     return json.loads(json.dumps(value))
 
 
-@examples(max_examples=80)
+@examples(max_examples=40)
 @example(ODD)
 @given(pictures())
 def test_coco_reads_back(picture):
@@ -94,7 +94,7 @@ def test_coco_reads_back(picture):
     assert image == {"id": 1, "width": size.width, "height": size.height, "file_name": "a.jpg"}
 
 
-@examples(max_examples=80)
+@examples(max_examples=40)
 @example(ODD)
 @given(pictures())
 def test_yolo_reads_back(picture):
@@ -114,7 +114,7 @@ def test_yolo_reads_back(picture):
     assert_same(found, boxes)
 
 
-@examples(max_examples=80)
+@examples(max_examples=40)
 @example(ODD)
 @given(pictures())
 def test_label_studio_reads_back(picture):
@@ -153,7 +153,7 @@ def test_label_studio_reads_back(picture):
     assert len({region["id"] for region in prediction["result"]}) == 2 * len(boxes)
 
 
-@examples(max_examples=80)
+@examples(max_examples=40)
 @example(ODD)
 @given(pictures())
 def test_fiftyone_reads_back(picture):
@@ -168,7 +168,7 @@ def test_fiftyone_reads_back(picture):
     assert_same(found, boxes, scores=True)
 
 
-@examples(max_examples=80)
+@examples(max_examples=40)
 @example(ODD)
 @given(pictures())
 def test_hf_objects_read_back(picture):
@@ -194,7 +194,7 @@ def filled_in(text: str, objects: dict) -> str:
     return replaced
 
 
-@examples(max_examples=80)
+@examples(max_examples=40)
 @example(ODD)
 @given(pictures())
 def test_ms_swift_reads_back(picture):
@@ -220,7 +220,7 @@ def test_ms_swift_reads_back(picture):
             assert [item["label"] for item in items] == [p.label for p in (*boxes, *points)]
 
 
-@examples(max_examples=80)
+@examples(max_examples=40)
 @given(pictures(), st.lists(LABELS, min_size=1, max_size=3), st.floats(0, 40))
 def test_the_sieve_keeps_or_counts_every_box(picture, labels, least):
     size, boxes = picture

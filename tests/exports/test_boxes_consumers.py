@@ -44,13 +44,14 @@ def environment_with(folder: Path, *packages: str) -> Path:
 
 def beside(folder: Path, *packages: str) -> dict[str, str]:
     """Variables with which this interpreter finds the packages, too; they bring nothing along."""
-    installed(Path(sys.executable), "--no-deps", "--target", str(folder), *packages)
+    words = ("--no-deps", "-c", str(CONSTRAINTS), "--target", str(folder))
+    installed(Path(sys.executable), *words, *packages)
     return {"PYTHONPATH": str(folder)}
 
 
 def installed(python: Path, *options: str) -> None:
     done = subprocess.run(
-        [python, "-m", "pip", "install", "-q", *options, "-c", CONSTRAINTS],
+        [python, "-m", "pip", "install", "-q", *options],
         capture_output=True,
         text=True,
     )
@@ -178,7 +179,7 @@ for importer in importers:
     with importer:
         for path, _, labels in importer:
             if isinstance(labels, dict):
-                labels = labels["detections"]
+                labels = labels.get("detections")  # none at all for an image without any
             with Image.open(path) as image:
                 width, height = image.size
             boxes = found.setdefault(f"{width}x{height}", [])

@@ -241,7 +241,7 @@ def test_boxes_are_said_as_the_model_to_be_trained_says_them(
     assert none == "none"
     (_, answer), (_, none) = said("--for-model", "qwen2_vl")
     assert answer.endswith("<|box_start|>(100,200),(500,600)<|box_end|>")
-    assert none == "There is none."
+    assert none == "There are none."
     message = refused(grounded, tmp_path / "x", "trl", "--for-model", "idefics3")
     assert "no syntax for boxes" in message
     assert "--for-model" in message

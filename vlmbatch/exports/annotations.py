@@ -49,6 +49,18 @@ class Labelled:
     """The carried columns of its first row."""
 
 
+@dataclass(slots=True)
+class Found:
+    """What the rows of a split hold, all in all."""
+
+    labels: set[str] = field(default_factory=set)
+    point_labels: set[str] = field(default_factory=set)
+    several: set[str] = field(default_factory=set)
+    """Images that more than one row is about."""
+    looked: bool = False
+    captions: bool = False
+
+
 class Annotations(Format):
     """``finish`` of those that derive from it writes ``self.labelled(split)``."""
 
@@ -129,9 +141,9 @@ class Annotations(Format):
 
         A second copy of an image, made for a later row, is deleted.
         """
-        several = self._several(split)
+        several = self.found[split].several
         joined: dict[str, Labelled] = {}
-        for line in self._lines(split):
+        for line in self._lines(split) if several else ():
             if line["image"] in several:
                 image = joined.get(line["image"])
                 if image is None:
@@ -153,31 +165,34 @@ class Annotations(Format):
     @cached_property
     def categories(self) -> list[str]:
         """Those asked for, in their order; else all that were found, sorted."""
-        lines = (line for split in self.splits for line in self._lines(split))
-        found = {label for line in lines for label, *_ in line["boxes"]}
+        found = {label for each in self.found.values() for label in each.labels}
         return list(self.rules.labels) or sorted(found)
 
     @cached_property
     def point_labels(self) -> list[str]:
-        lines = (line for split in self.splits for line in self._lines(split))
-        found = {label for line in lines for label, *_ in line["points"]}
+        """The same for points, where there are any."""
+        found = {label for each in self.found.values() for label in each.point_labels}
         return list(self.rules.labels) if found and self.rules.labels else sorted(found)
 
-    @property
-    def splits(self) -> list[str]:
-        """Those that hold something."""
-        return [split for split in self.export.splits.names if self.export.kept(split)]
+    @cached_property
+    def found(self) -> dict[str, Found]:
+        """By split; those that hold something, in their order."""
+        kept = self.export.kept
+        return {name: self._found(name) for name in self.export.splits.names if kept(name)}
 
-    def _several(self, split: str) -> set[str]:
-        """Images that more than one row is about. Holds 8 bytes and a place in a set of each."""
-        seen: set[int] = set()
-        several = set()
+    def _found(self, split: str) -> Found:
+        """Holds 8 bytes and a place in a set for each image."""
+        found, seen = Found(), set[int]()
         for line in self._lines(split):
             digest = xxhash.xxh3_64_intdigest(line["image"].encode())
             if digest in seen:
-                several.add(line["image"])
+                found.several.add(line["image"])
             seen.add(digest)
-        return several
+            found.labels.update(label for label, *_ in line["boxes"])
+            found.point_labels.update(label for label, *_ in line["points"])
+            found.looked |= line["looked"]
+            found.captions |= bool(line["captions"])
+        return found
 
     def _lines(self, split: str) -> Iterator[dict[str, Any]]:
         for path in self.export.kept(split):

@@ -32,12 +32,12 @@ class Coco(Annotations):
 
     def finish(self) -> None:
         numbers = {name: number for number, name in enumerate(self.categories, 1)}
-        for split in self.splits:
+        for split, found in self.found.items():
             write = self.export.destination.write
-            if any(image.looked for image in self.labelled(split)):
+            if found.looked:
                 entries = partial(_boxes_of, numbers)
                 write(f"instances_{split}.json", partial(self._write, split, entries, numbers))
-            if any(image.captions for image in self.labelled(split)):
+            if found.captions:
                 write(f"captions_{split}.json", partial(self._write, split, _captions_of, None))
 
     def _write(

@@ -31,7 +31,7 @@ class FiftyOne(Annotations):
         return f"{example.split}/data/{name}"
 
     def finish(self) -> None:
-        for split in self.splits:
+        for split in self.found:
             self.export.destination.write(f"{split}/labels.json", partial(self._write, split))
             (self.export.place / split / "data").mkdir(exist_ok=True)  # the importer looks for it
 

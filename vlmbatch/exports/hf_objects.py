@@ -46,7 +46,7 @@ class HfObjects(Annotations):
         return f"{example.split}/{example.row // 10_000:05d}/{name}"
 
     def finish(self) -> None:
-        for split in self.splits:
+        for split in self.found:
             self.export.destination.write(f"{split}/metadata.parquet", partial(self._write, split))
 
     def _write(self, split: str, file: BinaryIO) -> None:

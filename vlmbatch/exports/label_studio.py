@@ -66,7 +66,7 @@ class LabelStudio(Annotations):
 
     def finish(self) -> None:
         write = self.export.destination.write
-        for split in self.splits:
+        for split in self.found:
             write(f"tasks_{split}.json", partial(self._write, split))
         config = labeling_config(self.categories, self.point_labels)
         write("labeling_config.xml", lambda file: _write(config, file))

@@ -7,7 +7,6 @@ QwenLM/Qwen3-VL, qwen-vl-finetune (README.md, qwenvl/train/argument.py).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlmbatch.errors import UsageError
 from vlmbatch.exports.base import Example, ImageMode, Lines, Unsuited
 from vlmbatch.exports.boxes import BOX_OPTIONS, BoxRules, Sieve
-from vlmbatch.exports.conversations import Conversations
+from vlmbatch.exports.conversations import Conversations, unmarked
 from vlmbatch.exports.llava import FROM
 from vlmbatch.families import Family
 from vlmbatch.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL, QwenVLChat
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 BUDGET = {"min_pixels": 16 * 28 * 28, "max_pixels": 576 * 28 * 28}
 """What the training takes where it is not told."""
-_TAGS = re.compile("<(image|video)>")
 
 
 class QwenVL(Lines):
@@ -61,7 +59,7 @@ class QwenVL(Lines):
             waiting = "<image>\n" * len(paths)
             said = []
             for turn in conversation.turns:
-                text = _TAGS.sub(r"<\1 >", turn.content)
+                text = unmarked(turn.content)
                 if turn.role == "system":  # every speaker but "human" is taken for the model
                     waiting += f"{text}\n"
                     continue

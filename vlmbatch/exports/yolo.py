@@ -37,7 +37,7 @@ class Yolo(Annotations):
     def finish(self) -> None:
         numbers = {name: number for number, name in enumerate(self.categories)}
         self.export.destination.claim(LABELS)
-        for split in self.splits:
+        for split in self.found:
             folder = self.export.place / LABELS / split
             folder.mkdir(parents=True, exist_ok=True)
             for image in self.labelled(split):
@@ -45,7 +45,7 @@ class Yolo(Annotations):
                 if lines:
                     stem = PurePosixPath(image.path).stem
                     (folder / f"{stem}.txt").write_text("\n".join(lines) + "\n")
-        folders = {split: f"images/{split}" for split in self.splits}
+        folders = {split: f"images/{split}" for split in self.found}
         text = data_yaml(list(numbers), folders)
         self.export.destination.write("data.yaml", partial(_write, text))
 
