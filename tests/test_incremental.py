@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -233,6 +234,57 @@ def test_one_id_is_one_row(tmp_path: Path):
     assert [each["status"] for each in results] == ["ok", "ok", "failed", "ok", "failed"]
     again = nightly(tmp_path, {"id": ["a", "a", "b", "c", "d"]}, "--max-failure-rate=1").json
     assert (again["ok"], again["failed"], again["skipped"]) == (1, 0, 4)
+
+
+def test_what_repeats_an_id_is_never_asked(tmp_path: Path):
+    """Neither by a retry nor because the image of its first row has changed."""
+    options = ["--max-failure-rate=1", "--detect-changes"]
+    columns = {"id": ["a", "b", "a"], "image": ["a.png", "one.png", "a.png"]}
+    (tmp_path / "a.png").write_bytes(picture())
+    assert nightly(tmp_path, columns, *options).json["ok"] == 2
+    assert vlmbatch("retry", tmp_path / "out", "--json").json["ok"] == 0
+    (tmp_path / "a.png").write_bytes(picture(width=30))
+    again = nightly(tmp_path, columns, *options).json
+    assert (again["ok"], again["skipped"]) == (1, 2)
+    assert read_results(tmp_path / "out")["status"].to_pylist() == ["ok", "ok", "failed"]
+
+
+def test_what_repeats_an_id_may_be_there_before_it(tmp_path: Path):
+    """Where a start was killed before it came to the first row, that is asked by the next one."""
+    ids, slow = ["a", "b", "a"], {"hang_rows": 0, "log": tmp_path / "echo.log"}
+    options = ["--max-failure-rate=1", "--checkpoint-rows=1"]
+    columns = {"id": ids, "image": ["one.png"] * 3, "answer": ["yes"] * 3}
+    (tmp_path / "one.png").write_bytes(picture())
+    manifest = write_manifest(tmp_path / "tonight.parquet", columns)
+    words = ["run", manifest, "--incremental", "-o", tmp_path / "out", *options]
+    with Command(*words, *echo(reply_from="answer", **slow)) as command:
+        until(lambda: len(shards(tmp_path / "out")) == 2, "the rows after the first one")
+        command.signal(signal.SIGKILL, group=True)
+        command.wait()
+    assert nightly(tmp_path, {"id": ids}, *options).json["ok"] == 1
+    table = read_results(tmp_path / "out")
+    answered = table.filter(pc.equal(table["status"], "ok"))
+    assert sorted(answered["id"].to_pylist()) == ["a", "b"]
+
+
+def test_an_id_that_was_there_several_times_is_that_of_its_first_row(tmp_path: Path):
+    """A run over one manifest asks each of them; what is an image of one is not of the others."""
+    columns = {
+        "id": ["a", "a"],
+        "image": ["a.png", "gone.png"],
+        "answer": ["red", "blue"],
+    }
+    (tmp_path / "a.png").write_bytes(picture())
+    manifest = write_manifest(tmp_path / "first.parquet", columns)
+    options = ["--max-failure-rate=1"]
+    plain = ["run", manifest, *echo(reply_from="answer"), "-o", tmp_path / "out", *options]
+    assert vlmbatch(*plain).exit_code == 0
+    options.append("--detect-changes")
+    assert nightly(tmp_path, columns, *options).json["skipped"] == 2
+    assert vlmbatch("retry", tmp_path / "out", "--json").json["requests"] == 0
+    (tmp_path / "a.png").write_bytes(picture(width=30))
+    assert nightly(tmp_path, columns, *options).json["ok"] == 1
+    assert read_results(tmp_path / "out")["text"].to_pylist() == ["red", None]
 
 
 def test_another_question_is_refused_by_name(tmp_path: Path):
