@@ -364,6 +364,21 @@ def test_a_changed_image_replaces_all_that_the_row_had(tmp_path: Path):
     assert table["image_width"].to_pylist() == [30, 30, 30, 30, 8]
 
 
+def test_what_is_read_anew_is_not_asked_anew(tmp_path: Path):
+    """A reparse writes parts anew; which of their changed images were answered stays known."""
+    answer = ['[{"bbox_2d": [250, 500, 500, 750], "label": "cat"}]']
+    columns = {"id": ["a"], "image": ["a.png"], "answer": answer}
+    (tmp_path / "a.png").write_bytes(picture())
+    options = ["-t", "detect", "--labels", "cat", "--detect-changes"]
+    assert nightly(tmp_path, columns, *options).exit_code == 0
+    (tmp_path / "a.png").write_bytes(picture(width=30))
+    assert nightly(tmp_path, columns, *options).json["ok"] == 1
+    done = vlmbatch("reparse", tmp_path / "out", "--box-space", "0-1000-yxyx", "--json")
+    assert done.json["changed"] == 1
+    again = nightly(tmp_path, columns, *options)
+    assert (again.json["ok"], again.json["skipped"]) == (0, 1)
+
+
 def test_what_would_be_asked_tonight(tmp_path: Path):
     nightly(tmp_path, {"id": ["a", "b"]})
     manifest = write_manifest(

@@ -31,6 +31,7 @@ from vlmbatch.results.generations import (
     Kind,
     Selection,
     name_of,
+    newest_epoch,
     numbers,
     open_selection,
     read_generation,
@@ -113,7 +114,7 @@ def begin_generation(
     undone = _undone(output, store, there)
     if undone:
         _forget(store, there[-1], undone)
-    gather_all(output, whole_only=False)
+    gather_all(replace(output, patched_since=newest_epoch(store)), whole_only=False)
     with tempfile.TemporaryDirectory(prefix="vlmbatch-plan-") as folder:
         path = Path(folder) / "generation.arrow"
         new = Generation(run_file.run, run_file.epoch, manifest.identity)
