@@ -297,6 +297,35 @@ def test_another_question_is_refused_by_name(tmp_path: Path):
     assert "add --incremental" in plain.stderr
 
 
+def test_ids_come_from_a_column_every_night_or_never(tmp_path: Path):
+    columns = {"image": ["one.png"]}
+    assert nightly(tmp_path, columns).json["ok"] == 1
+    refused = nightly(tmp_path, {**columns, "id": ["a"]})
+    assert refused.exit_code == 2
+    assert "had no column of ids ('id') before, and tonight's has one" in refused.stderr
+    assert nightly(tmp_path, columns).json["skipped"] == 1
+    other = ["-o", tmp_path / "other", "--column", "id=key"]
+    assert nightly(tmp_path, {**columns, "key": ["a"]}, *other).json["ok"] == 1
+    refused = nightly(tmp_path, columns, *other[:2])
+    assert refused.exit_code == 2
+    assert "had a column of ids ('key') before, and tonight's has none" in refused.stderr
+
+
+def test_carried_columns_keep_their_types(tmp_path: Path):
+    carry = ["--carry", "width", "--carry", "height"]
+    columns = {"id": ["a"], "width": [3], "height": [4]}
+    assert nightly(tmp_path, columns, *carry).json["ok"] == 1
+    others = {"id": ["a", "b"], "width": [3, 3.5], "height": [4, 5]}
+    refused = nightly(tmp_path, others, *carry)
+    assert refused.exit_code == 2
+    assert "were width: int64, height: int64, and are width: double" in refused.stderr
+    others["width"] = [3, 4]
+    refused = nightly(tmp_path, others, "--carry", "height", "--carry", "width")
+    assert "were width: int64, height: int64, and are height: int64" in refused.stderr
+    assert nightly(tmp_path, others, *carry).json["ok"] == 1
+    assert read_results(tmp_path / "out")["height"].to_pylist() == [4, 5]
+
+
 def test_a_run_over_one_manifest_may_go_on_night_after_night(tmp_path: Path):
     columns = {"image": ["one.png"] * 2, "answer": ["yes"] * 2, "id": ["a", "b"]}
     (tmp_path / "one.png").write_bytes(picture())

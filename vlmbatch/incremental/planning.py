@@ -22,6 +22,7 @@ from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec
 from vlmbatch.manifest import Columns, Manifest, images
 from vlmbatch.manifest.identities import identities
+from vlmbatch.manifest.manifest import stored_schema
 from vlmbatch.records import Range
 from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.generations import (
@@ -78,6 +79,21 @@ class Began:
         again = self.selection.rows_of(*AGAIN)
         ranges = ranges_of(again, width, part_rows, apart=Intervals(added))
         return sorted([*added, *ranges], key=lambda rows: rows.first)
+
+
+def check_same_ids(stored: RunFile, manifest: Manifest, columns: Columns) -> None:
+    """Raises UsageError where ids come from a column now, and did not before, or the reverse: no
+    row would be known again, and all be asked anew."""
+    before = stored.spec.columns.get("id", "id")
+    if (before in stored_schema(stored.manifest).names) == columns.has_id:
+        return
+    had, has = ("had no", "has one") if columns.has_id else ("had a", "has none")
+    raise UsageError(
+        f"the manifest {had} column of ids ({before!r}) before, and tonight's {has}: no row would "
+        "be known again",
+        hint="with --incremental, let every manifest have it, or none: see --column id=NAME; or "
+        "give another -o",
+    )
 
 
 def check_same_folder(before: str, manifest: Manifest, columns: Columns) -> None:
