@@ -404,6 +404,26 @@ def test_what_is_read_anew_is_not_asked_anew(tmp_path: Path):
     assert nightly(tmp_path, columns, *options).json["ok"] == 1
     done = vlmbatch("reparse", tmp_path / "out", "--box-space", "0-1000-yxyx", "--json")
     assert done.json["changed"] == 1
+def test_a_retry_hides_no_changed_image(tmp_path: Path):
+    """It asks what failed, about the image as it is now; the next night asks the rest as well."""
+    columns = {
+        "id": ["a"],
+        "image": ["a.png"],
+        "questions": [["1?", "2?"]],
+        "answer": [["a1", None]],
+    }
+    (tmp_path / "a.png").write_bytes(picture())
+    options = ["-t", "vqa", "--detect-changes", "--max-failure-rate=1"]
+    assert nightly(tmp_path, columns, *options).json["failures"] == {"parse_failed": 1}
+    (tmp_path / "a.png").write_bytes(picture(width=30))
+    columns["answer"] = [["A1", "A2"]]
+    write_manifest(tmp_path / "tonight.parquet", columns)
+    assert vlmbatch("retry", tmp_path / "out", "--json").json["requests"] == 1
+    assert nightly(tmp_path, columns, *options).json["requests"] == 2
+    assert read_results(tmp_path / "out")["text"].to_pylist() == ["A1", "A2"]
+    assert nightly(tmp_path, columns, *options).json["skipped"] == 1
+
+
     again = nightly(tmp_path, columns, *options)
     assert (again.json["ok"], again.json["skipped"]) == (0, 1)
 

@@ -61,16 +61,21 @@ _SQL = {
         FROM known k WHERE NOT EXISTS (
             SELECT 1 FROM added a WHERE a.start > k.start AND k.row >= a.first AND k.row < a.stop
         ) GROUP BY row""",
-    # Of an id that a run over one manifest had several times, the first row is the one.
+    # Another version of the image stays unsaid: a retry leaves the row's other results as they are,
+    # and the next night asks it as a whole. Of an id that a run over one manifest had several
+    # times, the first row is the one.
     "failed": f"""
         CREATE TABLE again AS
-        SELECT f.row, min(t.position) AS position, {Kind.FAILED:d}::TINYINT AS kind,
-               arg_min_null(t.version, t.position) AS version
-        FROM (SELECT DISTINCT row, id FROM results WHERE code IS NOT NULL
-              AND (len($codes) = 0 OR list_contains($codes, code)) AND attempts < $most) f
-        JOIN tonight t USING (id)
-        WHERE NOT EXISTS (SELECT 1 FROM answered a WHERE a.id = f.id AND a.row < f.row)
-        GROUP BY f.row""",
+        SELECT l.row, l.position, {Kind.FAILED:d}::TINYINT AS kind,
+               CASE WHEN v.version IS NULL OR v.version = l.version THEN l.version END AS version
+        FROM (SELECT f.row, min(t.position) AS position,
+                     arg_min_null(t.version, t.position) AS version
+              FROM (SELECT DISTINCT row, id FROM results WHERE code IS NOT NULL
+                    AND (len($codes) = 0 OR list_contains($codes, code)) AND attempts < $most) f
+              JOIN tonight t USING (id)
+              WHERE NOT EXISTS (SELECT 1 FROM answered a WHERE a.id = f.id AND a.row < f.row)
+              GROUP BY f.row) l
+        LEFT JOIN versions v USING (row)""",
     "looked": """
         CREATE TABLE looked AS
         SELECT l.row, l.position, l.version, v.version AS before

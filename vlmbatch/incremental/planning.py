@@ -135,7 +135,8 @@ def begin_generation(
         path = Path(folder) / "generation.arrow"
         new = Generation(run_file.run, run_file.epoch, manifest.identity)
         tonight = _tonight(manifest, columns, run_file.spec)
-        earlier = [open_selection(store, number) for number in there] if wanted.changed else []
+        looks = run_file.spec.detect_changes
+        earlier = [open_selection(store, number) for number in there] if looks else []
         generation = plan_generation(path, new, wanted, output, tonight, earlier)
         if not generation.counts:
             return Began(None, Selection(pa.BufferReader(path.read_bytes())))
