@@ -249,19 +249,24 @@ def test_what_repeats_an_id_is_never_asked(tmp_path: Path):
     assert read_results(tmp_path / "out")["status"].to_pylist() == ["ok", "ok", "failed"]
 
 
-def test_what_repeats_an_id_may_be_there_before_it(tmp_path: Path):
-    """Where a start was killed before it came to the first row, that is asked by the next one."""
-    ids, slow = ["a", "b", "a"], {"hang_rows": 0, "log": tmp_path / "echo.log"}
-    options = ["--max-failure-rate=1", "--checkpoint-rows=1"]
-    columns = {"id": ids, "image": ["one.png"] * 3, "answer": ["yes"] * 3}
-    (tmp_path / "one.png").write_bytes(picture())
-    manifest = write_manifest(tmp_path / "tonight.parquet", columns)
-    words = ["run", manifest, "--incremental", "-o", tmp_path / "out", *options]
-    with Command(*words, *echo(reply_from="answer", **slow)) as command:
-        until(lambda: len(shards(tmp_path / "out")) == 2, "the rows after the first one")
+def killed_before_its_first_row(folder: Path, ids: list[str]) -> None:
+    """A start that came to all of these rows but the first one."""
+    columns = {"id": ids, "image": ["one.png"] * len(ids), "answer": ["yes"] * len(ids)}
+    (folder / "one.png").write_bytes(picture())
+    manifest = write_manifest(folder / "tonight.parquet", columns)
+    words = ["run", manifest, "--incremental", "-o", folder / "out", "--checkpoint-rows=1"]
+    slow = echo(reply_from="answer", log=folder / "echo.log", hang_rows=0)
+    with Command(*words, *slow) as command:
+        until(lambda: len(shards(folder / "out")) == len(ids) - 1, "the rows after the first one")
         command.signal(signal.SIGKILL, group=True)
         command.wait()
-    assert nightly(tmp_path, {"id": ids}, *options).json["ok"] == 1
+
+
+def test_what_repeats_an_id_may_be_there_before_it(tmp_path: Path):
+    """Where a start was killed before it came to the first row, that is asked by the next one."""
+    killed_before_its_first_row(tmp_path, ["a", "b", "a"])
+    options = ["--max-failure-rate=1", "--checkpoint-rows=1"]
+    assert nightly(tmp_path, {"id": ["a", "b", "a"]}, *options).json["ok"] == 1
     table = read_results(tmp_path / "out")
     answered = table.filter(pc.equal(table["status"], "ok"))
     assert sorted(answered["id"].to_pylist()) == ["a", "b"]
@@ -285,6 +290,12 @@ def test_an_id_that_was_there_several_times_is_that_of_its_first_row(tmp_path: P
     (tmp_path / "a.png").write_bytes(picture(width=30))
     assert nightly(tmp_path, columns, *options).json["ok"] == 1
     assert read_results(tmp_path / "out")["text"].to_pylist() == ["red", None]
+
+
+def test_a_row_that_left_the_manifest_is_no_failure_of_the_night(tmp_path: Path):
+    killed_before_its_first_row(tmp_path, ["a", "b", "c"])
+    done = nightly(tmp_path, {"id": ["b", "c"]})
+    assert (done.exit_code, done.json["failures"]) == (0, {"bad_row": 1})
 
 
 def test_another_question_is_refused_by_name(tmp_path: Path):
@@ -393,17 +404,6 @@ def test_a_changed_image_replaces_all_that_the_row_had(tmp_path: Path):
     assert table["image_width"].to_pylist() == [30, 30, 30, 30, 8]
 
 
-def test_what_is_read_anew_is_not_asked_anew(tmp_path: Path):
-    """A reparse writes parts anew; which of their changed images were answered stays known."""
-    answer = ['[{"bbox_2d": [250, 500, 500, 750], "label": "cat"}]']
-    columns = {"id": ["a"], "image": ["a.png"], "answer": answer}
-    (tmp_path / "a.png").write_bytes(picture())
-    options = ["-t", "detect", "--labels", "cat", "--detect-changes"]
-    assert nightly(tmp_path, columns, *options).exit_code == 0
-    (tmp_path / "a.png").write_bytes(picture(width=30))
-    assert nightly(tmp_path, columns, *options).json["ok"] == 1
-    done = vlmbatch("reparse", tmp_path / "out", "--box-space", "0-1000-yxyx", "--json")
-    assert done.json["changed"] == 1
 def test_a_retry_hides_no_changed_image(tmp_path: Path):
     """It asks what failed, about the image as it is now; the next night asks the rest as well."""
     columns = {
@@ -424,6 +424,17 @@ def test_a_retry_hides_no_changed_image(tmp_path: Path):
     assert nightly(tmp_path, columns, *options).json["skipped"] == 1
 
 
+def test_what_is_read_anew_is_not_asked_anew(tmp_path: Path):
+    """A reparse writes parts anew; which of their changed images were answered stays known."""
+    answer = ['[{"bbox_2d": [250, 500, 500, 750], "label": "cat"}]']
+    columns = {"id": ["a"], "image": ["a.png"], "answer": answer}
+    (tmp_path / "a.png").write_bytes(picture())
+    options = ["-t", "detect", "--labels", "cat", "--detect-changes"]
+    assert nightly(tmp_path, columns, *options).exit_code == 0
+    (tmp_path / "a.png").write_bytes(picture(width=30))
+    assert nightly(tmp_path, columns, *options).json["ok"] == 1
+    done = vlmbatch("reparse", tmp_path / "out", "--box-space", "0-1000-yxyx", "--json")
+    assert done.json["changed"] == 1
     again = nightly(tmp_path, columns, *options)
     assert (again.json["ok"], again.json["skipped"]) == (0, 1)
 

@@ -332,7 +332,7 @@ def _work(
             report.write_status(state, driver.tally, {}, reason)
     after, tally = output.counts(), driver.tally
     nightly = todo.generation is not None and retry_codes is None
-    judged = tally.counts.minus(tally.patched) if nightly else after
+    judged = driver.judged if nightly else after
     if code == 0 and judged.too_many_failed(job.max_failure_rate):
         code, reason = TOO_MANY_FAILED, _TOO_MANY
     warnings = list(run_file.warnings)
