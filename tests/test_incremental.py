@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -235,6 +236,68 @@ def test_one_id_is_one_row(tmp_path: Path):
     assert (again["ok"], again["failed"], again["skipped"]) == (1, 0, 4)
 
 
+def test_what_repeats_an_id_is_never_asked(tmp_path: Path):
+    """Neither by a retry nor because the image of its first row has changed."""
+    options = ["--max-failure-rate=1", "--detect-changes"]
+    columns = {"id": ["a", "b", "a"], "image": ["a.png", "one.png", "a.png"]}
+    (tmp_path / "a.png").write_bytes(picture())
+    assert nightly(tmp_path, columns, *options).json["ok"] == 2
+    assert vlmbatch("retry", tmp_path / "out", "--json").json["ok"] == 0
+    (tmp_path / "a.png").write_bytes(picture(width=30))
+    again = nightly(tmp_path, columns, *options).json
+    assert (again["ok"], again["skipped"]) == (1, 2)
+    assert read_results(tmp_path / "out")["status"].to_pylist() == ["ok", "ok", "failed"]
+
+
+def killed_before_its_first_row(folder: Path, ids: list[str]) -> None:
+    """A start that came to all of these rows but the first one."""
+    columns = {"id": ids, "image": ["one.png"] * len(ids), "answer": ["yes"] * len(ids)}
+    (folder / "one.png").write_bytes(picture())
+    manifest = write_manifest(folder / "tonight.parquet", columns)
+    words = ["run", manifest, "--incremental", "-o", folder / "out", "--checkpoint-rows=1"]
+    slow = echo(reply_from="answer", log=folder / "echo.log", hang_rows=0)
+    with Command(*words, *slow) as command:
+        until(lambda: len(shards(folder / "out")) == len(ids) - 1, "the rows after the first one")
+        command.signal(signal.SIGKILL, group=True)
+        command.wait()
+
+
+def test_what_repeats_an_id_may_be_there_before_it(tmp_path: Path):
+    """Where a start was killed before it came to the first row, that is asked by the next one."""
+    killed_before_its_first_row(tmp_path, ["a", "b", "a"])
+    options = ["--max-failure-rate=1", "--checkpoint-rows=1"]
+    assert nightly(tmp_path, {"id": ["a", "b", "a"]}, *options).json["ok"] == 1
+    table = read_results(tmp_path / "out")
+    answered = table.filter(pc.equal(table["status"], "ok"))
+    assert sorted(answered["id"].to_pylist()) == ["a", "b"]
+
+
+def test_an_id_that_was_there_several_times_is_that_of_its_first_row(tmp_path: Path):
+    """A run over one manifest asks each of them; what is an image of one is not of the others."""
+    columns = {
+        "id": ["a", "a"],
+        "image": ["a.png", "gone.png"],
+        "answer": ["red", "blue"],
+    }
+    (tmp_path / "a.png").write_bytes(picture())
+    manifest = write_manifest(tmp_path / "first.parquet", columns)
+    options = ["--max-failure-rate=1"]
+    plain = ["run", manifest, *echo(reply_from="answer"), "-o", tmp_path / "out", *options]
+    assert vlmbatch(*plain).exit_code == 0
+    options.append("--detect-changes")
+    assert nightly(tmp_path, columns, *options).json["skipped"] == 2
+    assert vlmbatch("retry", tmp_path / "out", "--json").json["requests"] == 0
+    (tmp_path / "a.png").write_bytes(picture(width=30))
+    assert nightly(tmp_path, columns, *options).json["ok"] == 1
+    assert read_results(tmp_path / "out")["text"].to_pylist() == ["red", None]
+
+
+def test_a_row_that_left_the_manifest_is_no_failure_of_the_night(tmp_path: Path):
+    killed_before_its_first_row(tmp_path, ["a", "b", "c"])
+    done = nightly(tmp_path, {"id": ["b", "c"]})
+    assert (done.exit_code, done.json["failures"]) == (0, {"bad_row": 1})
+
+
 def test_another_question_is_refused_by_name(tmp_path: Path):
     assert nightly(tmp_path, {"id": ["a"]}, "--prompt", "Say what you see.").exit_code == 0
     refused = nightly(tmp_path, {"id": ["a", "b"]}, "--prompt", "Describe it.")
@@ -243,6 +306,35 @@ def test_another_question_is_refused_by_name(tmp_path: Path):
     plain = vlmbatch("run", tmp_path / "tonight.parquet", *echo(), "-o", tmp_path / "out")
     assert plain.exit_code == 2
     assert "add --incremental" in plain.stderr
+
+
+def test_ids_come_from_a_column_every_night_or_never(tmp_path: Path):
+    columns = {"image": ["one.png"]}
+    assert nightly(tmp_path, columns).json["ok"] == 1
+    refused = nightly(tmp_path, {**columns, "id": ["a"]})
+    assert refused.exit_code == 2
+    assert "had no column of ids ('id') before, and tonight's has one" in refused.stderr
+    assert nightly(tmp_path, columns).json["skipped"] == 1
+    other = ["-o", tmp_path / "other", "--column", "id=key"]
+    assert nightly(tmp_path, {**columns, "key": ["a"]}, *other).json["ok"] == 1
+    refused = nightly(tmp_path, columns, *other[:2])
+    assert refused.exit_code == 2
+    assert "had a column of ids ('key') before, and tonight's has none" in refused.stderr
+
+
+def test_carried_columns_keep_their_types(tmp_path: Path):
+    carry = ["--carry", "width", "--carry", "height"]
+    columns = {"id": ["a"], "width": [3], "height": [4]}
+    assert nightly(tmp_path, columns, *carry).json["ok"] == 1
+    others = {"id": ["a", "b"], "width": [3, 3.5], "height": [4, 5]}
+    refused = nightly(tmp_path, others, *carry)
+    assert refused.exit_code == 2
+    assert "were width: int64, height: int64, and are width: double" in refused.stderr
+    others["width"] = [3, 4]
+    refused = nightly(tmp_path, others, "--carry", "height", "--carry", "width")
+    assert "were width: int64, height: int64, and are height: int64" in refused.stderr
+    assert nightly(tmp_path, others, *carry).json["ok"] == 1
+    assert read_results(tmp_path / "out")["height"].to_pylist() == [4, 5]
 
 
 def test_a_run_over_one_manifest_may_go_on_night_after_night(tmp_path: Path):
@@ -310,6 +402,41 @@ def test_a_changed_image_replaces_all_that_the_row_had(tmp_path: Path):
     assert table["text"].to_pylist() == ["A", "B1", "B2", "B3", "c1"]
     assert table["request"].to_pylist() == [0, 0, 1, 2, 0]
     assert table["image_width"].to_pylist() == [30, 30, 30, 30, 8]
+
+
+def test_a_retry_hides_no_changed_image(tmp_path: Path):
+    """It asks what failed, about the image as it is now; the next night asks the rest as well."""
+    columns = {
+        "id": ["a"],
+        "image": ["a.png"],
+        "questions": [["1?", "2?"]],
+        "answer": [["a1", None]],
+    }
+    (tmp_path / "a.png").write_bytes(picture())
+    options = ["-t", "vqa", "--detect-changes", "--max-failure-rate=1"]
+    assert nightly(tmp_path, columns, *options).json["failures"] == {"parse_failed": 1}
+    (tmp_path / "a.png").write_bytes(picture(width=30))
+    columns["answer"] = [["A1", "A2"]]
+    write_manifest(tmp_path / "tonight.parquet", columns)
+    assert vlmbatch("retry", tmp_path / "out", "--json").json["requests"] == 1
+    assert nightly(tmp_path, columns, *options).json["requests"] == 2
+    assert read_results(tmp_path / "out")["text"].to_pylist() == ["A1", "A2"]
+    assert nightly(tmp_path, columns, *options).json["skipped"] == 1
+
+
+def test_what_is_read_anew_is_not_asked_anew(tmp_path: Path):
+    """A reparse writes parts anew; which of their changed images were answered stays known."""
+    answer = ['[{"bbox_2d": [250, 500, 500, 750], "label": "cat"}]']
+    columns = {"id": ["a"], "image": ["a.png"], "answer": answer}
+    (tmp_path / "a.png").write_bytes(picture())
+    options = ["-t", "detect", "--labels", "cat", "--detect-changes"]
+    assert nightly(tmp_path, columns, *options).exit_code == 0
+    (tmp_path / "a.png").write_bytes(picture(width=30))
+    assert nightly(tmp_path, columns, *options).json["ok"] == 1
+    done = vlmbatch("reparse", tmp_path / "out", "--box-space", "0-1000-yxyx", "--json")
+    assert done.json["changed"] == 1
+    again = nightly(tmp_path, columns, *options)
+    assert (again.json["ok"], again.json["skipped"]) == (0, 1)
 
 
 def test_what_would_be_asked_tonight(tmp_path: Path):

@@ -319,12 +319,20 @@ class Driver:
                 )
                 self._executor.kill(name)
 
+    @property
+    def judged(self) -> Counts:
+        """What --max-failure-rate is about: neither what was asked again, nor the rows that left
+        the manifest, about which nothing failed. Of those, all count as done already."""
+        counts = self.tally.counts.minus(self.tally.patched)
+        gone = 0 if self._generation is None else self._generation.counts.get("gone", 0)
+        return counts.minus(Counts(rows=gone, failed_rows=gone))
+
     def _check_failures(self) -> None:
         """Stop early where more rows fail than are allowed, and many rows of this start have shown
         it; what is asked again may well fail again, and stops nothing."""
         if self._retry_codes is not None:
             return
-        counts, rate = self.tally.counts.minus(self.tally.patched), self._job.max_failure_rate
+        counts, rate = self.judged, self._job.max_failure_rate
         if rate < 1 and counts.rows >= EARLY_STOP_ROWS and counts.too_many_failed(rate):
             raise TooManyFailures
 

@@ -19,6 +19,7 @@ from vlmbatch.records import Range
 from vlmbatch.resolve import Asking, asking_of
 from vlmbatch.results.appending import Appending
 from vlmbatch.results.gathering import gather_all
+from vlmbatch.results.generations import newest_epoch
 from vlmbatch.results.output import Output
 from vlmbatch.results.retry import FailedResults
 from vlmbatch.results.store import STATUS_FILE, Store, open_store
@@ -104,7 +105,13 @@ def held(
     store.make()
     with store.lock():
         run_file = existing_run_file(store)  # as it is now that it is ours
-        output = Output(store, run_file.run, run_file.part_rows, schema_of(run_file))
+        output = Output(
+            store,
+            run_file.run,
+            run_file.part_rows,
+            schema_of(run_file),
+            patched_since=newest_epoch(store),  # else the next night would ask these again
+        )
         epoch = max(run_file.epoch, output.view().epoch) + 1
         changes = {} if job is None else {"job": job.model_dump()}
         run_file = run_file.started_again(epoch=epoch, **changes)

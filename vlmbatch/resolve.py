@@ -397,6 +397,12 @@ def _check_family(tasks: Sequence[Task], entry: Entry) -> None:
         )
 
 
+def carried_fields(job: JobSpec, schema: pa.Schema) -> list[pa.Field]:
+    """The columns of a manifest with this schema that go into the results, as they are there."""
+    names = _carried(job.carry, schema, job.columns)
+    return list(result_schema([schema.field(name) for name in names]))[len(RESULT_SCHEMA) :]
+
+
 def _carried(carry: Sequence[str], schema: pa.Schema, renamed: Mapping[str, str]) -> list[str]:
     image = renamed.get("image", "image")
     names: list[str] = []

@@ -22,6 +22,7 @@ from vlmbatch.incremental.planning import (
     Wanted,
     begin_generation,
     check_same_folder,
+    check_same_ids,
     night_of,
     to_ask,
 )
@@ -30,16 +31,18 @@ from vlmbatch.job import JobSpec, check_same_ask
 from vlmbatch.judged_output import open_rows, with_judged
 from vlmbatch.manifest import Manifest
 from vlmbatch.manifest.identities import check_identifiable
+from vlmbatch.manifest.manifest import stored_schema
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.reopen import check_read_through, existing_run_file, reopened
-from vlmbatch.resolve import Asking, Resolved, resolve
+from vlmbatch.resolve import Asking, Resolved, carried_fields, resolve
 from vlmbatch.results.files import Counts, is_part_name, list_shards
 from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.generations import Generation
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
+from vlmbatch.results.schema import RESULT_SCHEMA
 from vlmbatch.results.store import (
     GENERATIONS,
     QUALITY_FILE,
@@ -108,6 +111,7 @@ def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) 
     if job.incremental:
         check_identifiable(manifest, resolved.asking.columns)
         if stored is not None:
+            check_same_ids(stored, manifest, resolved.asking.columns)
             check_same_folder(stored.manifest["folder"], manifest, resolved.asking.columns)
     if overwrite:
         check_ours(store)
@@ -328,7 +332,7 @@ def _work(
             report.write_status(state, driver.tally, {}, reason)
     after, tally = output.counts(), driver.tally
     nightly = todo.generation is not None and retry_codes is None
-    judged = tally.counts.minus(tally.patched) if nightly else after
+    judged = driver.judged if nightly else after
     if code == 0 and judged.too_many_failed(job.max_failure_rate):
         code, reason = TOO_MANY_FAILED, _TOO_MANY
     warnings = list(run_file.warnings)
@@ -471,6 +475,7 @@ def _check_same(
             hint="add --incremental to go on with it, or give another -o",
         )
     check_same_ask(asked_before, resolved.ask, retry_with=_elsewhere(command, store.place))
+    _check_same_carried(stored, resolved)
     changed = [key for key, now_is in resolved.read.items() if stored.read.get(key) != now_is]
     if changed:
         again = ["vlmbatch", "reparse", store.place]
@@ -484,6 +489,21 @@ def _check_same(
         )
     if stored.part_rows != resolved.job.part_rows:
         raise FingerprintMismatch(f"this output has {stored.part_rows} rows per part")
+
+
+def _check_same_carried(stored: RunFile, resolved: Resolved) -> None:
+    """Raises FingerprintMismatch where the results have other columns than before."""
+    before = carried_fields(stored.spec, stored_schema(stored.manifest))
+    now_are = list(resolved.asking.schema)[len(RESULT_SCHEMA) :]
+    was, is_now = (
+        ", ".join(f"{field.name}: {field.type}" for field in fields) for fields in (before, now_are)
+    )
+    if was != is_now:
+        raise FingerprintMismatch(
+            f"the columns that --carry copies were {was or 'none'}, and are {is_now or 'none'} now",
+            hint="give a manifest whose columns have the types that they had, and --carry in the "
+            "same order, or give another -o",
+        )
 
 
 def _without_secrets(command: Sequence[str], job: JobSpec) -> list[str]:

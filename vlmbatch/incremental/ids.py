@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmbatch.errors import ErrorCode
+from vlmbatch.incremental.rows import REPEATED
 from vlmbatch.results.generations import TABLE, Kind, Selection
 from vlmbatch.results.output import Output
 from vlmbatch.scratch import Scratch
@@ -55,18 +56,27 @@ _SQL = {
         FROM known k WHERE NOT EXISTS (
             SELECT 1 FROM added a WHERE a.start > k.start AND k.row >= a.first AND k.row < a.stop
         ) GROUP BY row""",
+    # Another version of the image stays unsaid: a retry leaves the row's other results as they are,
+    # and the next night asks it as a whole. Of an id that a run over one manifest had several
+    # times, the first row is the one.
     "failed": f"""
         CREATE TABLE again AS
-        SELECT f.row, min(t.position) AS position, {Kind.FAILED:d}::TINYINT AS kind,
-               min_by(t.version, t.position) AS version
-        FROM (SELECT DISTINCT row, id FROM results WHERE code IS NOT NULL
-              AND (len($codes) = 0 OR list_contains($codes, code)) AND attempts < $most) f
-        JOIN tonight t USING (id) GROUP BY f.row""",
+        SELECT l.row, l.position, {Kind.FAILED:d}::TINYINT AS kind,
+               CASE WHEN v.version IS NULL OR v.version = l.version THEN l.version END AS version
+        FROM (SELECT f.row, min(t.position) AS position,
+                     arg_min_null(t.version, t.position) AS version
+              FROM (SELECT DISTINCT row, id FROM results WHERE code IS NOT NULL
+                    AND (len($codes) = 0 OR list_contains($codes, code)) AND attempts < $most) f
+              JOIN tonight t USING (id)
+              WHERE NOT EXISTS (SELECT 1 FROM answered a WHERE a.id = f.id AND a.row < f.row)
+              GROUP BY f.row) l
+        LEFT JOIN versions v USING (row)""",
     "looked": """
         CREATE TABLE looked AS
         SELECT l.row, l.position, l.version, v.version AS before
-        FROM (SELECT a.row, min(t.position) AS position, min_by(t.version, t.position) AS version
-              FROM answered a JOIN tonight t USING (id) GROUP BY a.row) l
+        FROM (SELECT min(a.row) AS row, min(t.position) AS position,
+                     arg_min_null(t.version, t.position) AS version
+              FROM answered a JOIN tonight t USING (id) GROUP BY id) l
         LEFT JOIN versions v USING (row)
         WHERE l.version IS NOT NULL AND v.version IS DISTINCT FROM l.version""",
     # An image that was not there, or was broken, when nobody looked: now there is one.
@@ -152,9 +162,9 @@ class Ids(Scratch):
     def located(self) -> Iterator[pa.RecordBatch]:
         """The answered rows that the manifest has, as generations have them."""
         yield from self.batches(
-            f"""SELECT a.row, min(t.position) AS position, 1::BIGINT AS rows,
+            f"""SELECT min(a.row) AS row, min(t.position) AS position, 1::BIGINT AS rows,
                 {Kind.NEW:d}::TINYINT AS kind, NULL::VARCHAR AS version
-            FROM answered a JOIN tonight t USING (id) GROUP BY a.row ORDER BY a.row""",
+            FROM answered a JOIN tonight t USING (id) GROUP BY id ORDER BY row""",
             BATCH_ROWS,
         )
 
@@ -168,11 +178,19 @@ class Ids(Scratch):
 
 
 def _results(output: Output) -> Iterator[pa.RecordBatch]:
-    """The first result of each row, and all that failed."""
+    """The first result of each row, and all that failed.
+
+    Nothing of rows that only repeat an id: they say nothing of it, and it may be unanswered where
+    a start was killed between the two.
+    """
     for batch in output.results(columns=_READ):
         first = pc.and_(pc.equal(batch["request"], 0), pc.equal(batch["sample"], 0))
         code = pc.struct_field(batch["error"], "code")
+        repeats = pc.fill_null(
+            pc.equal(pc.struct_field(batch["error"], "message"), REPEATED), False
+        )
         wanted = pc.or_(first, pc.equal(batch["status"], "failed"))
+        wanted = pc.and_not(wanted, repeats)
         columns = [batch["row"], batch["id"], first, code, batch["attempts"].cast(pa.int64())]
         yield pa.record_batch(columns, schema=_RESULTS).filter(wanted)
 

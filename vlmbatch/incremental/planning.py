@@ -22,6 +22,7 @@ from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec
 from vlmbatch.manifest import Columns, Manifest, images
 from vlmbatch.manifest.identities import identities
+from vlmbatch.manifest.manifest import stored_schema
 from vlmbatch.records import Range
 from vlmbatch.results.gathering import gather_all
 from vlmbatch.results.generations import (
@@ -31,6 +32,7 @@ from vlmbatch.results.generations import (
     Kind,
     Selection,
     name_of,
+    newest_epoch,
     numbers,
     open_selection,
     read_generation,
@@ -79,6 +81,21 @@ class Began:
         return sorted([*added, *ranges], key=lambda rows: rows.first)
 
 
+def check_same_ids(stored: RunFile, manifest: Manifest, columns: Columns) -> None:
+    """Raises UsageError where ids come from a column now, and did not before, or the reverse: no
+    row would be known again, and all be asked anew."""
+    before = stored.spec.columns.get("id", "id")
+    if (before in stored_schema(stored.manifest).names) == columns.has_id:
+        return
+    had, has = ("had no", "has one") if columns.has_id else ("had a", "has none")
+    raise UsageError(
+        f"the manifest {had} column of ids ({before!r}) before, and tonight's {has}: no row would "
+        "be known again",
+        hint="with --incremental, let every manifest have it, or none: see --column id=NAME; or "
+        "give another -o",
+    )
+
+
 def check_same_folder(before: str, manifest: Manifest, columns: Columns) -> None:
     """Raises UsageError where rows are known by names that mean other images than they did: those
     relative to the manifest's folder, which is another one than ``before``."""
@@ -113,12 +130,13 @@ def begin_generation(
     undone = _undone(output, store, there)
     if undone:
         _forget(store, there[-1], undone)
-    gather_all(output, whole_only=False)
+    gather_all(replace(output, patched_since=newest_epoch(store)), whole_only=False)
     with tempfile.TemporaryDirectory(prefix="vlmbatch-plan-") as folder:
         path = Path(folder) / "generation.arrow"
         new = Generation(run_file.run, run_file.epoch, manifest.identity)
         tonight = _tonight(manifest, columns, run_file.spec)
-        earlier = [open_selection(store, number) for number in there] if wanted.changed else []
+        looks = run_file.spec.detect_changes
+        earlier = [open_selection(store, number) for number in there] if looks else []
         generation = plan_generation(path, new, wanted, output, tonight, earlier)
         if not generation.counts:
             return Began(None, Selection(pa.BufferReader(path.read_bytes())))

@@ -114,7 +114,7 @@ class Counting:
 
 @dataclass(frozen=True, slots=True)
 class Patched:
-    """Which rows of a part were asked again by the start of epoch ``since``, or after it."""
+    """Which rows of a part were asked again by the start of epoch ``since``."""
 
     since: int
     rows: tuple[Range, ...]

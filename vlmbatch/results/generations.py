@@ -228,6 +228,12 @@ def numbers(store: Store) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def newest_epoch(store: Store) -> int | None:
+    """Of the start that the newest generation was planned in; None where there is none."""
+    there = numbers(store)
+    return read_generation(store, there[-1]).epoch if there else None
+
+
 def _at_or_before(rows: pa.Array, wanted: int) -> int:
     """The index of the last value that is at most ``wanted``; 0 where none is."""
     low, high = 0, len(rows)

@@ -41,7 +41,7 @@ class Output:
     part_rows: int
     schema: pa.Schema
     patched_since: int | None = None
-    """Parts note which of their rows are asked again from this epoch on."""
+    """Parts note which of their rows the start of this epoch asked again."""
 
     def part_range(self, number: int) -> Range:
         return Range(number * self.part_rows, (number + 1) * self.part_rows)
@@ -179,11 +179,12 @@ class View:
         )
 
     def patched(self, since: int | None) -> Patched | None:
-        """The rows that were asked again from this epoch on."""
+        """The rows that the start of this epoch asked again: patches of later ones are a reparse's,
+        of older answers."""
         if since is None:
             return None
         rows = Intervals(
-            shard.rows for shard in self.shards if shard.patch and shard.epoch >= since
+            shard.rows for shard in self.shards if shard.patch and shard.epoch == since
         )
         for part in self.parts.values():
             if part.patched is not None and part.patched.since == since:
