@@ -298,6 +298,19 @@ def test_a_row_that_left_the_manifest_is_no_failure_of_the_night(tmp_path: Path)
     assert (done.exit_code, done.json["failures"]) == (0, {"bad_row": 1})
 
 
+def test_a_damaged_generation_may_be_deleted(tmp_path: Path):
+    assert nightly(tmp_path, {"id": ["a"]}).exit_code == 0
+    damaged = tmp_path / "out" / "__vlmbatch" / "generations" / "0001.arrow"
+    damaged.write_bytes(b"junk")
+    stopped = nightly(tmp_path, {"id": ["a", "b"]})
+    assert stopped.exit_code == 1
+    assert f"cannot read {damaged}" in stopped.stderr
+    assert "or delete it: it has no answers" in stopped.stderr
+    damaged.unlink()
+    done = nightly(tmp_path, {"id": ["a", "b"]}).json
+    assert (done["ok"], done["skipped"]) == (1, 1)
+
+
 def test_another_question_is_refused_by_name(tmp_path: Path):
     assert nightly(tmp_path, {"id": ["a"]}, "--prompt", "Say what you see.").exit_code == 0
     refused = nightly(tmp_path, {"id": ["a", "b"]}, "--prompt", "Describe it.")

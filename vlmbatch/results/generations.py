@@ -210,7 +210,8 @@ def _reading(store: Store, number: int) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RunStopped(
             f"cannot read {store.at(name_of(number))}: {error}",
-            hint="run the same command again: it looks anew at what is answered",
+            hint="restore it, or delete it: it has no answers, only what a start had to do; then "
+            "--detect-changes misses images of its rows that were replaced before the next start",
         ) from None
 
 
