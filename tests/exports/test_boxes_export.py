@@ -24,8 +24,7 @@ from vlmbatch.exports.base import Format
 from vlmbatch.exports.exporting import export
 from vlmbatch.families import entry_named
 from vlmbatch.grounding import Box, Point, Size
-from vlmbatch.reading import stand_in
-from vlmbatch.records import TaskKind
+from vlmbatch.records import LoadedImage, TaskKind
 
 Found = dict[str, list[Box]]
 """The boxes by the colour of the picture that they are about."""
@@ -433,7 +432,8 @@ def test_qwens_own_training_gets_the_space_of_each_qwen(
             size, colour = Size(*image.size), colour_of(image)
         assert [turn["from"] for turn in line["conversations"]] == ["human", "gpt"] * 2
         assert line["conversations"][0]["value"].startswith("<image>\nBe exact.\n")
-        answer = reader.read(TaskKind.DETECT, text, labels=("x",), image=stand_in(size, size))
+        image = LoadedImage.of_size(size, size)
+        answer = reader.read(TaskKind.DETECT, text, labels=("x",), image=image)
         found.setdefault(colour, []).extend(answer.boxes or ())
         seen = reader.seen(size) if family == "qwen2_5_vl" else Size(1000, 1000)
         steps = (size.width / seen.width, size.height / seen.height)

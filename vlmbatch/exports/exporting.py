@@ -195,13 +195,13 @@ def export(
     if kind.says_boxes:
         exported.conversations.check_boxes()
     writer = kind(exported)
+    always = [*drops, *writer.drops()]
     selected = partial(
         Selection,
         source.output.schema,
         where=settings.where,
         min_chars=settings.min_chars,
         max_chars=settings.max_chars,
-        drops=[*drops, *writer.drops()],
         changed=partial(stripped, source) if settings.strip_preambles else None,
     )
     selected()  # is checked
@@ -226,12 +226,12 @@ def export(
             judging = quality_drops(
                 source,
                 target,
-                lambda found: selected(drops=[*drops, *found]),
+                lambda found: selected(drops=[*always, *found]),
                 partial(pictures, mode=ImageMode.EMBED),
                 names=settings.drop or (),
                 max_per_label=settings.max_per_label,
             )
-        selection = selected(drops=[*drops, *judging])
+        selection = selected(drops=[*always, *judging])
         with pictures(mode=mode) as fetching:
             making = _Making(exported, writer, selection, fetching)
             total, resumed = making.all_pieces()

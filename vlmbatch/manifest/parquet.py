@@ -84,7 +84,7 @@ def batches(
         stops = [*file.starts[1:], file.rows]
         groups = [index for index, stop in enumerate(stops) if stop > first]
         skip = first - file.starts[groups[0]] if groups else 0
-        batch_rows = _batch_rows(source.metadata, stored, most_rows)
+        batch_rows = _batch_rows(source.metadata, most_rows)
         for group in groups:  # a broken one must not take rows of another with it
             for batch in source.iter_batches(
                 batch_size=batch_rows, row_groups=[group], columns=stored
@@ -149,16 +149,13 @@ def _footer_of(raw: Any, size: int, path: str) -> str:
     return xxhash.xxh3_128_hexdigest(tail[-8 - length : -8])
 
 
-def _batch_rows(metadata: pq.FileMetaData, columns: Collection[str], most: int) -> int:
-    """Rows per batch so that these columns of a batch hold about BATCH_BYTES uncompressed."""
-    total, chunks = 0, []
-    if metadata.num_row_groups:
-        first = metadata.row_group(0)  # all others have the same columns in the same order
-        paths = [first.column(index).path_in_schema for index in range(first.num_columns)]
-        starts = tuple(f"{name}." for name in columns)
-        chunks = [i for i, path in enumerate(paths) if f"{path}.".startswith(starts)]
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        total += sum(group.column(index).total_uncompressed_size for index in chunks)
+def _batch_rows(metadata: pq.FileMetaData, most: int) -> int:
+    """Rows per batch so that all columns of a batch hold about BATCH_BYTES uncompressed.
+
+    What single columns hold is not asked for: where a broken footer says it wrongly, pyarrow ends
+    the process.
+    """
+    total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     per_row: int = max(1, total // max(1, metadata.num_rows))
     return max(1, min(most, BATCH_BYTES // per_row))
 
