@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -22,11 +23,15 @@ from tests.harness import (
     parts,
     picture,
     read_results,
+    run_json,
     shards,
     until,
     vlmbatch,
     write_manifest,
 )
+from vlmbatch.records import Range
+from vlmbatch.results.files import write_shard
+from vlmbatch.results.store import LocalStore
 
 PART_ROWS, CHECKPOINT_ROWS = 32, 8
 
@@ -450,6 +455,22 @@ def test_what_is_read_anew_is_not_asked_anew(tmp_path: Path):
     assert done.json["changed"] == 1
     again = nightly(tmp_path, columns, *options)
     assert (again.json["ok"], again.json["skipped"]) == (0, 1)
+
+
+def test_what_a_worker_of_an_earlier_start_commits_late_is_not_taken_for_new_rows(tmp_path: Path):
+    """Its rows were planned anew meanwhile: as other rows, or as none."""
+    output = tmp_path / "out"
+    nightly(tmp_path, {"id": ["a", "b"]})
+    nightly(tmp_path, {"id": ["a", "b", "c"]})
+    late = read_results(output).slice(0, 2).replace_schema_metadata().combine_chunks()
+    late = late.set_column(0, late.schema.field("row"), pa.array([3, 4], pa.int64()))
+    store, run = LocalStore(output), run_json(output)["run"]
+    write_shard(store, late.to_batches()[0], run=run, epoch=1, rows=Range(3, 5))
+    third = nightly(tmp_path, {"id": ["a", "b", "c", "d"]}).json
+    assert (third["ok"], third["skipped"]) == (1, 3)
+    table = read_results(output)
+    assert table["id"].to_pylist() == ["a", "b", "c", "d"]
+    assert table["row"].to_pylist() == [0, 1, 2, 3]
 
 
 def test_what_would_be_asked_tonight(tmp_path: Path):

@@ -38,7 +38,7 @@ from vlmbatch.reopen import check_read_through, existing_run_file, reopened
 from vlmbatch.resolve import Asking, Resolved, carried_fields, resolve
 from vlmbatch.results.files import Counts, is_part_name, list_shards
 from vlmbatch.results.gathering import gather_all
-from vlmbatch.results.generations import Generation
+from vlmbatch.results.generations import Generation, delete_late
 from vlmbatch.results.ids import MAX_ROWS, repeated_ids
 from vlmbatch.results.output import Output, check_ours
 from vlmbatch.results.retry import FailedResults
@@ -315,6 +315,8 @@ def _work(
     state, code, reason = "stopped", 1, ""
     try:
         driver.run()
+        if todo.generation is not None:
+            delete_late(output.store, todo.generation)
         gather_all(output, whole_only=False)
         state, code = "finished" if _is_whole(output, todo) else "interrupted", 0
     except Interrupted:

@@ -83,8 +83,7 @@ def _planned(store: Store, run_file: RunFile) -> int:
     if run_file.generation is None:
         return 0
     with suppress(RunStopped):
-        added = read_generation(store, run_file.generation).added
-        return max((rows.stop for rows in added), default=0)
+        return read_generation(store, run_file.generation).rows
     return 0
 
 

@@ -31,6 +31,7 @@ from vlmbatch.results.generations import (
     Generation,
     Kind,
     Selection,
+    delete_late,
     name_of,
     newest_epoch,
     numbers,
@@ -127,6 +128,8 @@ def begin_generation(
     if manifest.rows >= MANY:
         say(f"comparing the ids of {manifest.rows:,} rows with those that are answered")
     there = numbers(store)
+    if there:
+        delete_late(store, read_generation(store, there[-1]))
     undone = _undone(output, store, there)
     if undone:
         _forget(store, there[-1], undone)
@@ -248,6 +251,7 @@ def plan_generation(
         generation = replace(
             generation,
             added=tuple(added),
+            rows=max([free.end, *(rows.stop for rows in added)]),
             counts={kind.name.lower(): n for kind, n in sorted(counts.items()) if n},
             codes=tuple(wanted.codes),
             max_attempts=wanted.max_attempts,

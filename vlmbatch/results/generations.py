@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from vlmbatch.errors import RunStopped
 from vlmbatch.intervals import Intervals
 from vlmbatch.records import Range
+from vlmbatch.results.files import ResultFile, list_shards
 from vlmbatch.results.store import FOOTER_BYTES, GENERATIONS, Store
 
 _NAME = re.compile(r"(\d{4,})\.arrow")
@@ -70,6 +71,8 @@ class Generation:
     """The identity of that night's manifest."""
     added: tuple[Range, ...] = ()
     """The output rows that it fills: first what earlier starts left empty, then on from the end."""
+    rows: int = 0
+    """Of the output, once the start is through."""
     counts: dict[str, int] = field(default_factory=dict)
     """Rows by kind, in lower case."""
     codes: tuple[str, ...] = ()
@@ -85,6 +88,13 @@ class Generation:
     def is_added(self, row: int) -> bool:
         """Whether the output's row is one that it fills, not one that stands and is patched."""
         return any(rows.first <= row < rows.stop for rows in self.added)
+
+    def is_late(self, shard: ResultFile) -> bool:
+        """Whether a worker of an earlier start committed it when this one was planned already: it
+        has rows that were free then, and are others now."""
+        if shard.patch or shard.epoch >= self.epoch:
+            return False
+        return shard.rows.stop > self.rows or bool(Intervals(self.added).within(shard.rows))
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "added": [[rows.first, rows.stop] for rows in self.added]}
@@ -233,6 +243,11 @@ def newest_epoch(store: Store) -> int | None:
     """Of the start that the newest generation was planned in; None where there is none."""
     there = numbers(store)
     return read_generation(store, there[-1]).epoch if there else None
+
+
+def delete_late(store: Store, generation: Generation) -> None:
+    """Only the holder of the lock may."""
+    store.delete(shard.name for shard in list_shards(store) if generation.is_late(shard))
 
 
 def _at_or_before(rows: pa.Array, wanted: int) -> int:
