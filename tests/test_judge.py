@@ -328,7 +328,8 @@ def test_everything_may_be_in_a_store(s3_server: S3Server, tmp_path: Path) -> No
 
 
 def result(task: str, question: str | None, **more: Any) -> dict[str, Any]:
-    fixed = {"text": None, "boxes": None, "image_width": 200, "image_height": 100, "error": None}
+    fixed = {"text": None, "boxes": None, "points": None, "error": None}
+    fixed |= {"image_width": 200, "image_height": 100}
     return {"task": task, "question": question, "status": "ok", **fixed, **more}
 
 
@@ -355,3 +356,13 @@ def test_boxes_are_shares_of_the_image() -> None:
         "height, counted from the top"
     )
     assert given_of(result("ground", "a cat", boxes=[])).answer == "It is not in the image."
+
+
+def test_points_are_answers_too() -> None:
+    """A model that points has no boxes, and did find it."""
+    points = [{"label": "cat", "x": 20, "y": 50}]
+    said = given_of(result("detect", '["cat"]', boxes=[], points=points)).answer
+    assert said == (
+        "cat: at 10% of the width, counted from the left, and 50% of the height, counted from the "
+        "top"
+    )

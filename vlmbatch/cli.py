@@ -879,7 +879,8 @@ def _only_for_training_data(options: dict[str, Any]) -> None:
         if value not in (None, (), {}, False, "per-image"):
             flag = {"user_templates": "user-template", "format_args": "format-arg"}.get(name, name)
             raise UsageError(
-                f"--{flag.replace('_', '-')} is for training data, not for --to openai-batch"
+                f"--{flag.replace('_', '-')} is for training data, not for --to openai-batch",
+                hint="leave it out",
             )
 
 

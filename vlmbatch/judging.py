@@ -76,7 +76,7 @@ def _question(task: str, said: str | None) -> str:
 
 
 def _answer(record: Mapping[str, Any]) -> str:
-    """Boxes as shares of the image: which pixels a judge sees is its own matter."""
+    """Boxes and points as shares of the image: which pixels a judge sees is its own matter."""
     if record["boxes"] is None:
         return record["text"] or ""
     width, height = record["image_width"] or 1, record["image_height"] or 1
@@ -85,5 +85,10 @@ def _answer(record: Mapping[str, Any]) -> str:
         f"width, counted from the left, and from {box['y1'] / height:.0%} to "
         f"{box['y2'] / height:.0%} of the height, counted from the top"
         for box in record["boxes"]
+    ]
+    lines += [
+        f"{point['label'] or 'it'}: at {point['x'] / width:.0%} of the width, counted from the "
+        f"left, and {point['y'] / height:.0%} of the height, counted from the top"
+        for point in record["points"] or ()
     ]
     return "\n".join(lines) or "It is not in the image."

@@ -230,6 +230,28 @@ def test_named_images_stay_where_they_are_but_for_turned_ones(
     assert colour_of(copy) == COLOURS[TURNED]
 
 
+@pytest.mark.parametrize("form", ["llava", "sharegpt", "axolotl", "jsonl"])
+def test_trainers_that_do_not_know_exif_get_turned_images_upright(
+    form: str, named: Boxed, tmp_path: Path
+) -> None:
+    summary = exported(named, tmp_path / "out", form)
+    assert summary["images"] == {"referenced": 6, "copied": 1, "made_anew": 1}
+    text = (tmp_path / "out" / f"train.json{'' if form == 'llava' else 'l'}").read_text()
+    lines = json.loads(text) if form == "llava" else list(map(json.loads, text.splitlines()))
+    (path,) = {
+        line["image"]
+        if form == "llava"
+        else line["messages"][0]["content"][0]["path"]
+        if form == "axolotl"
+        else line["images"][0]
+        for line in lines
+        if line["id"] == f"id-{TURNED}"
+    }
+    with Image.open(tmp_path / "out" / path) as image:
+        assert image.size == (30, 40)
+        assert colour_of(image) == COLOURS[TURNED]
+
+
 @pytest.mark.parametrize("form", READERS)
 def test_splits_share_the_categories_and_divide_the_images(
     form: str, named: Boxed, tmp_path: Path
@@ -248,18 +270,39 @@ def test_splits_share_the_categories_and_divide_the_images(
         assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize("form", [*READERS, "ms-swift", "qwen-vl"])
+RULES = ["--labels", "dog,CAT,bus", "--min-box", "1.1"]
+
+
+@pytest.mark.parametrize(
+    ("form", "key", "none"),
+    [
+        ("ms-swift", "messages", "```json\n[]\n```"),
+        ("qwen-vl", "conversations", "```json\n[]\n```"),
+    ],
+)
+def test_an_answer_without_any_box_left_is_no_answer(
+    form: str, key: str, none: str, named: Boxed, tmp_path: Path
+) -> None:
+    """ "Where is the tree?" is not answered by "nowhere" for want of the label."""
+    summary = exported(named, tmp_path / "out", form, *RULES)
+    assert summary["dropped"] == {"failed": 2, "boxes_left_out": 4}
+    assert summary["boxes"] == {"exported": 2, "other_label": 1}
+    lines = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
+    assert [len(line[key]) for line in lines] == [4, 2, 4, 2, 4, 2, 2]  # 2: the caption alone
+    empty = [row for row, line in enumerate(lines) if none in line[key][-1].values()]
+    assert empty == [4]  # in which there was nothing
+
+
+@pytest.mark.parametrize("form", READERS)
 def test_labels_and_sizes_choose_boxes(form: str, named: Boxed, tmp_path: Path) -> None:
-    rules = ["--labels", "dog,CAT,bus", "--min-box", "1.1"]
-    summary = exported(named, tmp_path / "out", form, *rules)
-    points = 1 if form in ("label-studio", "ms-swift") else 0  # it is no cat
+    summary = exported(named, tmp_path / "out", form, *RULES)
+    points = 1 if form == "label-studio" else 0  # it is no cat
     assert summary["boxes"]["other_label"] == 3 + points
     assert summary["boxes"]["too_small"] == 2  # of one pixel, and as the one about 1.02 wide
     assert summary["boxes"]["exported"] == 2
-    if form in READERS:
-        found = READERS[form](tmp_path / "out")
-        kept = [(box.label, colour) for colour, boxes in found.items() for box in boxes]
-        assert kept == [("CAT", "#ff0000"), ("dog", "#ff0000")]
+    found = READERS[form](tmp_path / "out")
+    kept = [(box.label, colour) for colour, boxes in found.items() for box in boxes]
+    assert kept == [("CAT", "#ff0000"), ("dog", "#ff0000")]
     if form == "coco":
         content = json.loads((tmp_path / "out" / "instances_train.json").read_text())
         assert [each["name"] for each in content["categories"]] == ["dog", "CAT", "bus"]
@@ -457,6 +500,8 @@ def test_qwens_own_training_gets_the_space_of_each_qwen(
         ("coco", ["--min-box=big"], "--min-box is no size: 'big'"),
         ("yolo", ["--images=reference"], "the format yolo does not reference images"),
         ("trl", ["--labels=cat"], "the format trl has no setting 'labels'"),
+        ("trl", ["--format-arg=completion=yes"], "completion=yes is neither true nor false"),
+        ("webdataset", ["--format-arg=shard_rows=few"], "shard_rows=few is no number of rows"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

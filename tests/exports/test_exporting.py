@@ -65,6 +65,7 @@ def test_a_condition_on_the_columns_leaves_results_out(output: Path, tmp_path: P
         ("colour = 'red'", '"colour" not found'),
         ("id", "Could not convert string"),
         ("read_text('/etc/passwd') is null", "read_text"),
+        ("count(*) > 1", "it is about several"),
     ],
 )
 def test_a_condition_that_is_none_is_refused(
@@ -298,6 +299,16 @@ def test_an_image_that_is_gone_by_now_is_left_out_and_counted(output: Path, tmp_
     assert summary["rows"] == ROWS - 3
 
 
+def test_an_image_that_is_broken_by_now_looks_like_no_other(output: Path, tmp_path: Path) -> None:
+    """Its header is whole, and only looks need more than that."""
+    shutil.copytree(output.parent / "data", tmp_path / "data")
+    broken = tmp_path / "data/photos/0.png"
+    broken.write_bytes(broken.read_bytes()[:45])
+    options = ("--manifest", tmp_path / "data/manifest.parquet", "--drop", "near-duplicate-images")
+    summary = export(output, tmp_path / "a", "jsonl", *options)
+    assert summary["rows"] == ROWS - 1
+
+
 def test_the_manifest_may_have_moved(tmp_path: Path) -> None:
     output = answered(outputs.paths(tmp_path / "data"), tmp_path / "out")
     (tmp_path / "data").rename(tmp_path / "elsewhere")
@@ -328,6 +339,18 @@ def test_captions_go_beside_images_where_these_are(output: Path, tmp_path: Path)
     again = (*words, "--format-arg", "existing=overwrite", "--overwrite")
     export(output, tmp_path / "a", "captions", *again)
     assert (photos / "1.txt").read_text() == "sks, caption 1.\n"
+
+
+def test_captions_of_rows_about_one_image_are_lines_of_its_text(tmp_path: Path) -> None:
+    outputs.write_pictures(tmp_path / "photos")
+    columns = {"image": ["photos/0.png", "photos/1.png", "photos/0.png"], "reply": ["a", "b", "c"]}
+    manifest = write_manifest(tmp_path / "m.parquet", columns)
+    run = vlmbatch("run", manifest, *echo(reply_from="reply"), "-o", tmp_path / "out")
+    assert run.exit_code == 0, run
+    summary = export(tmp_path / "out", tmp_path / "a", "captions", "--images", "reference")
+    assert (summary["exported"], summary["dropped"]) == (3, {})
+    assert (tmp_path / "photos/0.txt").read_text() == "a\nc\n"
+    assert (tmp_path / "photos/1.txt").read_text() == "b\n"
 
 
 # once more, and after a kill

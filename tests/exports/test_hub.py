@@ -97,6 +97,7 @@ def test_a_data_set_with_its_card_is_uploaded(hub: FakeHub, tmp_path: Path) -> N
         *(sys.executable, "-m", "vlmbatch", "export", str(output), str(tmp_path / "made")),
         *("--to", "hub", "--format-arg", f"repo={REPO}", "--format-arg", "license=cc-by-4.0"),
         *("--split", "train=0.5,val=0.5", "--where", "task = 'caption'"),
+        *("--min-chars", "3", "--drop", "refusals"),
     ]
     environment = {
         **os.environ,
@@ -126,7 +127,7 @@ def test_a_data_set_with_its_card_is_uploaded(hub: FakeHub, tmp_path: Path) -> N
     assert "synthetic" in about["tags"]
     assert "| model | `echo` |" in card
     assert "| caption | Describe this image in one short sentence. |" in card
-    assert "`task = 'caption'`" in card
+    assert "| an answer; `task = 'caption'`; 3 characters or more; no refusals |" in card
     assert "`manifest.parquet`" in card
     assert str(tmp_path) not in card
     loaded = datasets.load_dataset(str(hub.folder), cache_dir=str(tmp_path / "cache"))

@@ -361,3 +361,16 @@ def test_starting_anew_forgets_what_was_found(output: Path) -> None:
     words = ["run", *manifest, "-t", "caption", *echo(reply_from="reply"), "-o", output]
     assert vlmbatch(*words, "--overwrite").exit_code == 0
     assert not (output / OURS / "quality.json").exists()
+
+
+def test_an_answer_of_points_is_not_empty(tmp_path: Path) -> None:
+    replies = ['[{"point_2d": [500, 250], "label": "cat"}]', "[]"]
+    columns = {"image": [picture(40, 20)] * 2, "reply": replies}
+    manifest = write_manifest(tmp_path / "m.parquet", columns)
+    run = vlmbatch(
+        *("run", manifest, "-t", "detect", "--labels", "cat", "--family", "qwen3_vl"),
+        *(*echo(reply_from="reply"), "-o", tmp_path / "out"),
+    )
+    assert run.exit_code == 0, run
+    done = vlmbatch("quality", tmp_path / "out", "--json")
+    assert done.json["tasks"]["detect"]["metrics"]["empty"] == 0.5

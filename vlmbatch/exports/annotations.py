@@ -6,11 +6,9 @@ categories are known.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -21,7 +19,7 @@ from vlmbatch.exports.base import Example, Format, Sink, Unsuited
 from vlmbatch.exports.boxes import BOX_OPTIONS, BoxRules, Sieve
 from vlmbatch.exports.pieces import Piece
 from vlmbatch.exports.selection import Drop
-from vlmbatch.exports.sinks import LineSink
+from vlmbatch.exports.sinks import LineSink, lines_of
 from vlmbatch.grounding import Box, Point, Size
 from vlmbatch.records import TaskKind
 
@@ -55,8 +53,8 @@ class Found:
 
     labels: set[str] = field(default_factory=set)
     point_labels: set[str] = field(default_factory=set)
-    several: set[str] = field(default_factory=set)
-    """Images that more than one row is about."""
+    several: dict[int, int] = field(default_factory=dict)
+    """How many rows are about an image, by its hash, where it is more than one."""
     looked: bool = False
     captions: bool = False
 
@@ -137,30 +135,30 @@ class Annotations(Format):
         return LineSink(piece.file(f"{Piece.KEPT}/{split}-{piece.number:05d}.jsonl"))
 
     def labelled(self, split: str) -> Iterator[Labelled]:
-        """Each image once, in the order of the first rows about them.
+        """Each image once, when the last row about it has come: images wait no longer than that.
 
         A second copy of an image, made for a later row, is deleted.
         """
-        several = self.found[split].several
-        joined: dict[str, Labelled] = {}
-        for line in self._lines(split) if several else ():
-            if line["image"] in several:
-                image = joined.get(line["image"])
-                if image is None:
-                    joined[line["image"]] = _labelled(line)
-                    continue
-                again = _labelled(line)
+        left = dict(self.found[split].several)
+        waiting: dict[int, Labelled] = {}
+        for line in self._lines(split):
+            digest = _digest(line)
+            if digest not in left:
+                yield _labelled(line)
+                continue
+            image, again = waiting.get(digest), _labelled(line)
+            if image is None:
+                waiting[digest] = again
+            else:
                 image.boxes += again.boxes
                 image.points += again.points
                 image.captions += again.captions
                 image.looked |= again.looked
                 if line["copied"] and again.path != image.path:
                     (self.export.place / again.path).unlink(missing_ok=True)
-        for line in self._lines(split):
-            if line["image"] not in several:
-                yield _labelled(line)
-            elif line["image"] in joined:
-                yield joined.pop(line["image"])
+            left[digest] -= 1
+            if not left[digest]:
+                yield waiting.pop(digest)
 
     @cached_property
     def categories(self) -> list[str]:
@@ -184,9 +182,9 @@ class Annotations(Format):
         """Holds 8 bytes and a place in a set for each image."""
         found, seen = Found(), set[int]()
         for line in self._lines(split):
-            digest = xxhash.xxh3_64_intdigest(line["image"].encode())
+            digest = _digest(line)
             if digest in seen:
-                found.several.add(line["image"])
+                found.several[digest] = found.several.get(digest, 1) + 1
             seen.add(digest)
             found.labels.update(label for label, *_ in line["boxes"])
             found.point_labels.update(label for label, *_ in line["points"])
@@ -196,13 +194,11 @@ class Annotations(Format):
 
     def _lines(self, split: str) -> Iterator[dict[str, Any]]:
         for path in self.export.kept(split):
-            yield from _lines_of(path)
+            yield from lines_of(path)
 
 
-def _lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, "rb") as file:
-        for line in file:
-            yield json.loads(line)
+def _digest(line: Mapping[str, Any]) -> int:
+    return xxhash.xxh3_64_intdigest(line["image"].encode(errors="replace"))
 
 
 def _labelled(line: Mapping[str, Any]) -> Labelled:

@@ -1,7 +1,7 @@
 """Axolotl's multimodal chats: JSON lines whose messages have content blocks.
 
 Source: ``docs/multimodal.qmd`` of axolotl-ai-cloud/axolotl (067b021): an image block names a
-``path`` or a ``url``. Relative paths start where the trainer does, so ours are absolute.
+``path``. Relative paths start where the trainer does, so ours are absolute.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vlmbatch.exports.base import Example, ImageMode, Lines, Picture
+from vlmbatch.exports.base import Example, ImageMode, Lines
 from vlmbatch.exports.conversations import unmarked
-from vlmbatch.storage import is_local
 
 
 class Axolotl(Lines):
@@ -23,11 +22,12 @@ class Axolotl(Lines):
     absolute_paths = True
     talks = True
     says_boxes = True
+    upright = True
     taken = frozenset(("id", "messages", "images", "image"))
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:
         for conversation in self.export.conversations.of(example):
-            waiting = [_block(picture) for picture in example.images]
+            waiting = [{"type": "image", "path": picture.path or ""} for picture in example.images]
             messages = []
             for turn in conversation.turns:
                 content = [{"type": "text", "text": unmarked(turn.content)}]
@@ -35,11 +35,6 @@ class Axolotl(Lines):
                     content, waiting = [*waiting, *content], []
                 messages.append({"role": turn.role, "content": content})
             yield {"id": conversation.id, "messages": messages, **self.carried(example)}
-
-
-def _block(picture: Picture) -> dict[str, str]:
-    address = picture.path or ""
-    return {"type": "image", "path" if is_local(address) else "url": address}
 
 
 FORMAT = Axolotl

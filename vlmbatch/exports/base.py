@@ -110,8 +110,8 @@ class Format:
     absolute_paths: ClassVar[bool] = False
     """Local images are named by absolute paths, not relative to the export's folder."""
     upright: ClassVar[bool] = False
-    """Its records name places in the image, and not all of its consumers obey EXIF: local images
-    that are stored turned are copied upright, also where the others are named."""
+    """Not all of its consumers obey EXIF, and its records name places in the upright image: local
+    images that are stored turned are copied upright, also where the others are named."""
     endings: ClassVar[frozenset[str]] = frozenset(("jpg", "png", "webp", "gif", "bmp"))
     """Of files that its consumers open; images of other formats become PNG or JPEG."""
     options: ClassVar[Mapping[str, str]] = {}

@@ -10,8 +10,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
+
 from vlmbatch.errors import UsageError
 from vlmbatch.grounding import Box, Point, Size
+from vlmbatch.records import Result
+from vlmbatch.results.schema import to_results
 
 BOX_OPTIONS = {
     "labels": "only these categories, in this order: person,car",
@@ -127,3 +131,21 @@ class Sieve:
         """The category of a label; None: it has none."""
         name = name_of(label)
         return self._names.get(name.casefold()) if self._names else name
+
+
+def left_out(rules: BoxRules, batch: pa.RecordBatch, *, points: bool) -> pa.Array:
+    """A Drop, with the rules: answers whose boxes (and ``points``) are all left out. As an answer
+    to a question they would say that there is nothing."""
+
+    def reason(result: Result) -> str | None:
+        answer, size = result.answer, result.image_size
+        if answer is None or size is None:
+            return None
+        sieve, boxes, dots = Sieve(rules), answer.boxes or (), answer.points or ()
+        dots = dots if points else ()
+        kept = [*sieve.boxes(boxes, size), *sieve.points(dots)]
+        return "boxes_left_out" if not kept and (boxes or dots) else None
+
+    if not rules.labels and not rules.min_box:
+        return pa.nulls(batch.num_rows, pa.string())
+    return pa.array(map(reason, to_results(batch)), pa.string())

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmbatch.errors import UsageError
+import xxhash
+
+from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.exports.base import Example, Format, ImageMode, Sink, Unsuited
 from vlmbatch.exports.pieces import Piece
+from vlmbatch.exports.sinks import LineSink, lines_of
 from vlmbatch.exports.texts import line_of_text, texts_of
 
 if TYPE_CHECKING:
@@ -45,31 +48,49 @@ class Captions(Format):
             raise UsageError(f"existing={self._existing!r} is neither skip nor overwrite")
         self._copies = f"{export.place}{os.sep}"
 
-    def records(self, example: Example) -> Iterator[tuple[Path, str]]:
+    def records(self, example: Example) -> Iterator[dict[str, str]]:
         path = Path(os.path.splitext(example.images[0].path or "")[0] + self._ending)
         beside = not str(path).startswith(self._copies)
         if beside and self._existing == "skip" and path.exists():
             raise Unsuited("caption_exists")
         texts = [line_of_text(text) for text in texts_of(example)]
-        yield path, "".join(f"{self._prefix}{text}\n" for text in texts)
+        text = "".join(f"{self._prefix}{text}\n" for text in texts)
+        yield {"path": str(path), "text": text}
 
     def sink(self, piece: Piece, split: str) -> Sink:
-        return _Texts()
+        """Texts wait for the end: one of this export is not one that was there before."""
+        return LineSink(piece.file(f"{Piece.KEPT}/{split}-{piece.number:05d}.jsonl"))
 
     def copy_to(self, example: Example, name: str) -> str:
         return f"{example.split}/{name}"
 
+    def finish(self) -> None:
+        """Of several rows about one image, each has its lines in the text. Holds 8 bytes and a
+        place in a set for each image."""
+        seen = set[int]()
+        for split in self.export.splits.names:
+            for piece in self.export.kept(split):
+                for line in lines_of(piece):
+                    digest = xxhash.xxh3_64_intdigest(line["path"].encode())
+                    _write(Path(line["path"]), line["text"], again=digest in seen)
+                    seen.add(digest)
 
-class _Texts:
-    """Writes each text where it belongs; a piece that is made again writes the same."""
 
-    def add(self, record: tuple[Path, str]) -> None:
-        path, text = record
+def _write(path: Path, text: str, *, again: bool) -> None:
+    """``again``: as further lines."""
+    try:
+        if again:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text)
+            return
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
-
-    def close(self) -> None: ...
+    except OSError as error:
+        raise RunStopped(
+            f"cannot write {path}: {error.strerror}",
+            hint="run the same command again when it can be; or --images copy, into another folder",
+        ) from None
 
 
 FORMAT = Captions

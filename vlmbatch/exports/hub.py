@@ -40,8 +40,9 @@ class Hub(Trl):
 
     def __init__(self, export: Export) -> None:
         super().__init__(export)
-        if export.options.get("private", "true") not in ("true", "false"):
-            raise UsageError("private is true or false")
+        given = export.options.get("private", "true")
+        if given not in ("true", "false"):
+            raise UsageError(f"private={given} is neither true nor false", hint="leave it out")
         if self.repo is not None:
             _api(self.repo)
 
@@ -89,7 +90,6 @@ class Hub(Trl):
         if "license" in self.export.options:
             head["license"] = self.export.options["license"]
         asked = "\n".join(f"| {name} | {_shown(self._asked(task))} |" for name, task in self._tasks)
-        where = self.export.settings.where
         return f"""---
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---
 
@@ -102,7 +102,7 @@ The answers in `messages` were given by a model, not by people.
 | model | `{self.export.model}` |
 | images from | {", ".join(f"`{_bare(each)}`" for each in run.spec.manifest)} |
 | run | `{run.run}`, {run.created} |
-| only results with | {f"`{where}`" if where else "an answer"} |
+| only results with | {_shown("; ".join(["an answer", *self._conditions]))} |
 
 | task | asked |
 | --- | --- |
@@ -112,6 +112,18 @@ The answers in `messages` were given by a model, not by people.
 datasets.load_dataset({(self.repo or ".")!r})  # images, messages: as TRL's SFTTrainer takes them
 ```
 """
+
+    @property
+    def _conditions(self) -> list[str]:
+        """What else was asked of results, in the words of the options."""
+        asked = self.export.settings
+        found = [] if asked.where is None else [f"`{asked.where}`"]
+        found += [] if asked.min_chars is None else [f"{asked.min_chars} characters or more"]
+        found += [] if asked.max_chars is None else [f"{asked.max_chars} characters or fewer"]
+        found += [f"no {each}" for each in asked.drop or ()]
+        if asked.max_per_label is not None:
+            found.append(f"{asked.max_per_label} of each label at most")
+        return found
 
     @property
     def _tasks(self) -> list[tuple[str, Task]]:

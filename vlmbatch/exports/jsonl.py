@@ -17,6 +17,7 @@ class Jsonl(Lines):
     images = (ImageMode.REFERENCE, ImageMode.COPY)
     opens_addresses = True
     talks = True
+    upright = True
     taken = frozenset(
         ("id", "row", "task", "request", "sample", "question", "prompt", "text", "boxes", "points")
     ) | {"json", "finish_reason", "images", "width", "height", "model"}

@@ -28,6 +28,7 @@ class Llava(Lines):
     several_images = False
     talks = True
     says_boxes = True
+    upright = True
     taken = frozenset(("id", "image", "conversations"))
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.exports.base import Example, ImageMode, Lines, Unsuited
-from vlmbatch.exports.boxes import BOX_OPTIONS, BoxRules, Sieve, rounded
+from vlmbatch.exports.boxes import BOX_OPTIONS, BoxRules, Sieve, left_out, rounded
 from vlmbatch.exports.conversations import Conversations, Turn
+from vlmbatch.exports.selection import Drop
 from vlmbatch.families.base import BOX_TASKS
 from vlmbatch.grounding import Box, Point, Size
 from vlmbatch.records import LoadedImage, Result
@@ -42,10 +44,13 @@ class MsSwift(Lines):
 
     def __init__(self, export: Export) -> None:
         super().__init__(export)
-        self._sieve = Sieve(
-            BoxRules.of(export.options.get("labels"), export.options.get("min_box"))
-        )
+        rules = BoxRules.of(export.options.get("labels"), export.options.get("min_box"))
+        self._left_out = partial(left_out, rules, points=True)
+        self._sieve = Sieve(rules)
         self._conversations = Marking(export, self._sieve)
+
+    def drops(self) -> Sequence[Drop]:
+        return (self._left_out,)
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:
         self._sieve.dropped = self.boxes

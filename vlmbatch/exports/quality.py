@@ -113,6 +113,16 @@ def _hashes(
             examples = source.with_images(source.examples(number, selection), fetched=True)
             for example, error in fetching.of((example, refs[:1]) for example, refs in examples):
                 if error is None and example.images[0].data is not None:
-                    image = Image.open(io.BytesIO(example.images[0].data))
-                    image.draft("RGB", (_SIDE, _SIDE))
-                    yield example.row, hash_of(image)
+                    found = _hash_in(example.images[0].data)
+                    if found is not None:
+                        yield example.row, found
+
+
+def _hash_in(data: bytes) -> ImageHash | None:
+    """None where the image is broken behind its header, which is all that was read of it."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.draft("RGB", (_SIDE, _SIDE))
+        return hash_of(image)
+    except Exception:  # Pillow's plugins raise what they like
+        return None

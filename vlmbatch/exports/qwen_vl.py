@@ -7,16 +7,17 @@ QwenLM/Qwen3-VL, qwen-vl-finetune (README.md, qwenvl/train/argument.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmbatch.errors import UsageError
 from vlmbatch.exports.base import Example, ImageMode, Lines, Unsuited
-from vlmbatch.exports.boxes import BOX_OPTIONS, BoxRules, Sieve
+from vlmbatch.exports.boxes import BOX_OPTIONS, BoxRules, Sieve, left_out
 from vlmbatch.exports.conversations import Conversations, unmarked
 from vlmbatch.exports.llava import FROM
+from vlmbatch.exports.selection import Drop
 from vlmbatch.families import Family
 from vlmbatch.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL, QwenVLChat
 from vlmbatch.grounding import Size
@@ -47,10 +48,13 @@ class QwenVL(Lines):
 
     def __init__(self, export: Export) -> None:
         super().__init__(export)
-        self._sieve = Sieve(
-            BoxRules.of(export.options.get("labels"), export.options.get("min_box"))
-        )
+        rules = BoxRules.of(export.options.get("labels"), export.options.get("min_box"))
+        self._left_out = partial(left_out, rules, points=False)
+        self._sieve = Sieve(rules)
         self._conversations = Qwens(export, self._sieve)
+
+    def drops(self) -> Sequence[Drop]:
+        return (self._left_out,)
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:
         self._sieve.dropped = self.boxes

@@ -93,13 +93,21 @@ class Where:
             holds = self._holds(batch)
         except duckdb.Error as error:
             said = str(error).partition("\n")[0]
-            raise UsageError(f"--where {self._expression!r} fails on a result: {said}") from None
+            raise UsageError(
+                f"--where {self._expression!r} fails on a result: {said}",
+                hint="try_cast(... as ...) is null where a value does not fit",
+            ) from None
         return pc.if_else(holds, pa.scalar(None, pa.string()), "where")
 
     def _holds(self, batch: pa.RecordBatch) -> pa.Array:
         self._duckdb.register("results", pa.Table.from_batches([batch]))
         query = f"SELECT coalesce(({self._expression})::BOOLEAN, false) AS holds FROM results"
         found: pa.Table = self._duckdb.sql(query).to_arrow_table()
+        if found.num_rows != batch.num_rows:
+            raise UsageError(
+                f"--where {self._expression!r} is no condition on a result: it is about several",
+                hint="it is asked of each result by itself; count and sum over OUTPUT/*.parquet",
+            )
         return found["holds"].combine_chunks()
 
 

@@ -23,6 +23,7 @@ class Sharegpt(Lines):
     images = (ImageMode.REFERENCE, ImageMode.COPY)
     talks = True
     says_boxes = True
+    upright = True
     options = {"name": "the data set's name in dataset_info.json (vlmbatch)"}  # noqa: RUF012
     taken = frozenset(("id", "messages", "images", "system", "tools", "videos", "audios"))
 

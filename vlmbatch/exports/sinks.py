@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,6 +68,13 @@ def line_of(record: Any) -> bytes:
     except ValueError:
         text = json.dumps(_plain(record), ensure_ascii=False, default=str)
     return text.encode(errors="replace") + b"\n"
+
+
+def lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    """What a LineSink took."""
+    with open(path, "rb") as file:
+        for line in file:
+            yield json.loads(line)
 
 
 def join(

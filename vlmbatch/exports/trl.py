@@ -43,7 +43,10 @@ class Trl(Tables):
 
     def __init__(self, export: Export) -> None:
         super().__init__(export)
-        self._apart = export.options.get("completion", "false") == "true"
+        given = export.options.get("completion", "false")
+        if given not in ("true", "false"):
+            raise UsageError(f"completion={given} is neither true nor false", hint="leave it out")
+        self._apart = given == "true"
         if self._apart and export.settings.wording.per != "request":
             raise UsageError(
                 "a completion is one answer, and a conversation has them all",

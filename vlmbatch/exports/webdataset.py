@@ -40,9 +40,14 @@ class WebDataset(Format):
         given = export.options
         try:
             self._bytes = int(str(parse_bytes(given.get("shard_bytes", "1GiB"))))
-            self._rows = int(given.get("shard_rows", "10000"))
         except ValueError as error:
-            raise UsageError(f"a setting of the shards is wrong: {error}") from None
+            raise UsageError(f"shard_bytes: {error}", hint="as in shard_bytes=1GiB") from None
+        rows = given.get("shard_rows", "10000")
+        if not rows.isascii() or not rows.isdigit() or int(rows) < 1:
+            raise UsageError(
+                f"shard_rows={rows} is no number of rows", hint="as in shard_rows=10000"
+            )
+        self._rows = int(rows)
 
     def records(self, example: Example) -> Iterator[list[File]]:
         key = f"{example.row:09d}"

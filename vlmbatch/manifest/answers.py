@@ -15,7 +15,7 @@ from vlmbatch.results.files import part_numbered
 from vlmbatch.results.store import Store, open_store
 
 _NEEDED = (
-    *("row", "id", "task", "question", "text", "boxes", "image_width", "image_height"),
+    *("row", "id", "task", "question", "text", "boxes", "points", "image_width", "image_height"),
     *("status", "error"),
 )
 

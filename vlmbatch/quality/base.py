@@ -20,8 +20,8 @@ EXAMPLES = 5
 EXAMPLE_CHARS = 200
 
 COLUMNS = (
-    *("row", "id", "task", "request", "sample", "question", "text", "boxes", "json", "raw"),
-    *("finish_reason", "image", "image_width", "image_height", "status", "error"),
+    *("row", "id", "task", "request", "sample", "question", "text", "boxes", "points", "json"),
+    *("raw", "finish_reason", "image", "image_width", "image_height", "status", "error"),
 )
 """The result columns that measures need."""
 

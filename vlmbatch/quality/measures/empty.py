@@ -20,7 +20,9 @@ class Empty(Measure):
         table = answers.ok.table
         blank = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(table["text"], "")), "")
         boxes = pc.list_value_length(table["boxes"])
-        nothing = pc.if_else(pc.is_valid(boxes), pc.equal(boxes, 0), blank)
+        points = pc.fill_null(pc.list_value_length(table["points"]), 0)
+        no_places = pc.equal(pc.add(boxes, points), 0)
+        nothing = pc.if_else(pc.is_valid(boxes), no_places, blank)
         self._empty.add(len(answers.ok), nothing, answers.ok)
 
     def metrics(self) -> list[Metric]:
