@@ -402,8 +402,8 @@ def test_label_studio_finds_files_below_its_document_root(named: Boxed, tmp_path
     summary = exported(named, tmp_path / "out", "label-studio", *args)
     tasks = json.loads((tmp_path / "out" / "tasks_train.json").read_text())
     assert [task["data"]["image"] for task in tasks] == [
-        "https://pictures.example/?at=a%20b.png",
         "https://pictures.example/?at=sub/one.png",
+        "https://pictures.example/?at=a%20b.png",  # its last row comes later
         "https://pictures.example/?at=none.png",
         "https://pictures.example/?at=moving.gif",
         "https://pictures.example/?at=one.png",
