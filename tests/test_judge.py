@@ -222,6 +222,9 @@ def test_judgements_can_be_judged(judged: Path, tmp_path: Path) -> None:
     assert GOOD in second["question"]
     assert "a 0.0" in second["question"]
     assert (second["status"], second["image_width"]) == ("ok", 10)
+    assert judge(tmp_path / "second", tmp_path / "third").exit_code == 0
+    found = vlmbatch("status", tmp_path / "third", "--json").json
+    assert (found["state"], found["rows"], found["done"]) == ("finished", 2, 2)
 
 
 def test_a_plan_counts_the_judgements_and_any_engine_may_judge(answers: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.incremental.nights import describe_nights, last_nights
+from vlmbatch.manifest.manifest import stored_rows
 from vlmbatch.results.generations import read_generation
 from vlmbatch.results.output import Output
 from vlmbatch.results.schema import RESULT_SCHEMA
@@ -30,7 +31,7 @@ def status_of(output: str | Store) -> dict[str, Any]:
     latest: dict[str, Any] = {}
     with suppress(RunStopped):  # it is only decoration
         latest = store.read_json(STATUS_FILE) or {}
-    total = sum(file["rows"] for file in run_file.manifest["files"])
+    total = stored_rows(run_file.manifest)
     limit = run_file.spec.limit
     total = max(counts.rows, min(total, limit)) if limit else total
     if run_file.is_incremental:  # its manifest is tonight's, and has what is answered, or not

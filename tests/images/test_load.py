@@ -363,6 +363,45 @@ def test_what_is_reserved_for_small_images_holds_no_more_than_the_budget(folder)
     asyncio.run(scene())
 
 
+def test_a_file_above_what_was_reserved_while_others_grew_too(folder):
+    """What is expected of the next image is no longer what was reserved for this one."""
+    (folder / "large.png").write_bytes(noise(600))
+    (folder / "larger.bin").write_bytes(b"x" * 2**20)
+
+    async def scene():
+        memory = ImageMemory(2**30)
+        with ThreadPoolExecutor(2) as executor:
+            loads = ImageLoader(
+                base=str(folder), memory=memory, executor=executor, limits=LIMITS, target=None
+            )
+            for _ in range(8):
+                (await loads.load(refs("small.png"))).release()
+            everything = await memory.pixels.reserve(memory.pixels.total)
+            large = asyncio.ensure_future(loads.load(refs("large.png")))
+            await settle()
+            assert 0 < memory.encoded.held < (folder / "large.png").stat().st_size
+            with pytest.raises(RequestFailed):
+                await loads.load(refs(*["larger.bin"] * 10))
+            everything.release()
+            with await large as loaded:
+                assert loaded.images[0].size == Size(600, 600)
+        assert memory.encoded.held == memory.pixels.held == 0
+
+    asyncio.run(scene())
+
+
+def test_a_data_uri_of_text_beyond_ascii_is_no_image_and_nothing_worse(folder):
+    async def scene():
+        with ThreadPoolExecutor(1) as executor:
+            loads = loader(folder, ByteBudget(10**7), executor)
+            row = refs("data:,\u00e9\u7dda", "data:,\u00e9")
+            with pytest.raises(RequestFailed) as caught:
+                await loads.load(row, await loads.admit(row))
+        assert caught.value.failure.code is ErrorCode.IMAGE_UNREADABLE
+
+    asyncio.run(scene())
+
+
 FAULTS = """
     import asyncio, resource, sys
     from concurrent.futures import ThreadPoolExecutor

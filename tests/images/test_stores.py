@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager, contextmanager
 from io import BytesIO
 
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.registry import _registry
 from PIL import Image
 
 from tests.harness import PATIENCE, echo, picture, read_results, vlmbatch, write_manifest
@@ -183,6 +185,22 @@ def test_wrong_and_missing_credentials(rclone_server, bucket, monkeypatch):
 
         s3fs.S3FileSystem.clear_instance_cache()
         asyncio.run(scene())
+
+
+def test_a_store_whose_library_does_not_start_is_a_row_s_failure(monkeypatch):
+    class Broken(AbstractFileSystem):
+        def __init__(self, **_):
+            raise RuntimeError("no such region")
+
+    async def scene():
+        async with fetching() as fetcher:
+            failure = await failure_of(fetcher, "oss://place/a.png")
+            assert failure.message == "cannot read oss://place/a.png (no such region)"
+            with pytest.raises(RequestFailed):
+                await fetcher.version("oss://place/a.png")
+
+    monkeypatch.setitem(_registry, "oss", Broken)
+    asyncio.run(scene())
 
 
 def test_a_store_that_stalls_is_a_timeout(rclone_server, bucket):

@@ -4,6 +4,7 @@ import datetime
 import shutil
 import struct
 from decimal import Decimal
+from itertools import combinations
 from pathlib import Path
 
 import pyarrow as pa
@@ -250,6 +251,30 @@ def test_images_inside_the_manifest_are_read_for_rows_without_an_id_alone(tmp_pa
     assert ids[2:] == [str(n) for n in range(2, 40)]
     assert len(ids[0]) == len(ids[1]) == 32
     assert ids[0] != ids[1]
+
+
+def test_a_footer_that_counts_more_rows_than_there_are(tmp_path):
+    """Somewhere among the 20s (10 in zigzag) are the rows of the file and of its row group."""
+    path = tmp_path / "a.parquet"
+    rows = {"image": [f"{n}.png" for n in range(10)], "id": [f"i{n}" for n in range(10)]}
+    pq.write_table(pa.table(rows), path, compression="none")
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    tens = [at for at in range(footer, len(whole) - 8) if whole[at] == 20]
+    messages = []
+    for one, other in combinations(tens, 2):
+        broken = bytearray(whole)
+        broken[one] = broken[other] = 22
+        path.write_bytes(broken)
+        try:
+            manifest = open_manifest([str(path)])
+        except ManifestError:
+            continue
+        if manifest.rows == 11:
+            with pytest.raises(ManifestError) as caught:
+                list(identities(manifest, columns_of(manifest)))
+            messages.append(caught.value.message)
+    assert f"at row 10: {path} ends before the 11 rows that were counted" in messages
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.tar"])

@@ -313,6 +313,10 @@ def test_column_mapping_and_shallow_clones_are_refused(tmp_path):
     log = tmp_path / "clone" / "_delta_log" / f"{0:020}.json"
     log.write_text(log.read_text().replace('"path":"', f'"path":"file://{tmp_path}/'))
     assert "outside of its folder" in refused(tmp_path / "clone").message
+    deltalake.write_deltalake(tmp_path / "up", rows(0, 9))
+    log = tmp_path / "up" / "_delta_log" / f"{0:020}.json"
+    log.write_text(log.read_text().replace('"path":"', '"path":"../clone/'))
+    assert "outside of its folder" in refused(tmp_path / "up").message
 
 
 # images in it

@@ -463,6 +463,18 @@ def test_a_part_that_another_run_wrote_meanwhile_is_not_replaced(store, there_be
     assert list_shards(store) == []
 
 
+def test_a_file_to_replace_that_is_gone_is_no_missing_bucket(s3_server, bucket):
+    """AWS answers If-Match with 404 then: docs.aws.amazon.com, "PutObject", If-Match."""
+    with FaultProxy(s3_server) as proxy, proxy.in_environment():
+        store = ObjectStore(f"s3://{bucket}/run")
+        store.write("a", write_bytes(b"1"))
+        (entry,) = store.entries()
+        store.delete(["a"])
+        proxy.rule = where(first(Error(404, "NoSuchKey")), operation="PUT")
+        with pytest.raises(RunStopped, match=rf"another run deleted s3://{bucket}/run/a meanwhile"):
+            store.write("a", write_bytes(b"2"), replaces=entry.tag)
+
+
 def test_a_part_whose_acknowledgement_was_lost_is_our_own(s3_server, bucket):
     with FaultProxy(s3_server) as proxy, proxy.in_environment():
         store = ObjectStore(f"s3://{bucket}/run")

@@ -30,6 +30,7 @@ from vlmbatch.exports.pieces import Destination, Piece, checked_place, same_sett
 from vlmbatch.exports.quality import checked_filters, quality_drops, stripped
 from vlmbatch.exports.selection import Drop, Selection, Splits
 from vlmbatch.exports.source import Source, open_source
+from vlmbatch.manifest.manifest import stored_rows
 from vlmbatch.records import ImageRef
 
 
@@ -390,8 +391,7 @@ def _summary(
 def _warnings(exported: Export, total: Tally) -> list[str]:
     source, warnings = exported.source, []
     committed = sum(len(rows) for rows in source.view.committed)
-    stored = source.run_file.manifest["files"]
-    wanted = sum(file["rows"] for file in stored)
+    wanted = stored_rows(source.run_file.manifest)
     wanted = min(wanted, source.run_file.spec.limit or wanted)
     if committed < wanted:
         warnings.append(

@@ -18,7 +18,9 @@ def data_size(uri: str) -> int:
     if head is None:
         return 0
     length = len(uri) - head.end()
-    return length // 4 * 3 + 3 if _is_base64(head[1]) else length
+    if _is_base64(head[1]):
+        return length // 4 * 3 + 3
+    return length if uri.isascii() else 4 * length  # as UTF-8
 
 
 def data_of(name: str, uri: str, max_bytes: int) -> bytes:

@@ -164,7 +164,9 @@ class ImageLoader:
                 return found
             files, encoded = found
         else:
-            files, encoded = await self._files(refs, admitted)
+            sizes = [self._fetcher.expected(ref) for ref in refs]
+            reserved = admitted or await self._memory.encoded.reserve(sum(sizes))
+            files, encoded = await self._files(refs, sizes, reserved)
         with encoded:
             needs = await self._in_thread(partial(self._needs, refs, files))
             working = max((need.working for need in needs), default=0)  # one after the other
@@ -193,8 +195,10 @@ class ImageLoader:
             except BaseException:
                 pixels.release()
                 raise
-        except Larger:
-            return await self._files([ref], encoded)
+        except Larger as larger:
+            encoded.release()
+            encoded = await self._memory.encoded.reserve(larger.size)
+            return await self._files([ref], [larger.size], encoded)
         except BaseException:
             encoded.release()
             raise
@@ -215,14 +219,13 @@ class ImageLoader:
         return data, self._decode(ref, data) if small else None
 
     async def _files(
-        self, refs: Sequence[ImageRef], admitted: Reservation | None
+        self, refs: Sequence[ImageRef], sizes: Sequence[int], reserved: Reservation
     ) -> tuple[list[bytes], Reservation]:
-        """The encoded bytes of all images, and what is reserved for them.
+        """The encoded bytes of all images, and what is reserved for them: first ``reserved``, for
+        images of these sizes.
 
         How many they are is often known only when they come: then all are let go, and fetched
         again when there is room for them."""
-        sizes = [self._fetcher.expected(ref) for ref in refs]
-        reserved = admitted or await self._memory.encoded.reserve(sum(sizes))
         for _ in range(ROUNDS):
             try:
                 found = await self._fetched(refs, sizes)

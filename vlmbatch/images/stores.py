@@ -114,7 +114,10 @@ class StoreImages:
                 hint = f" ({error.hint})" if error.hint else ""
                 raise forbidden(f"{error.message}{hint}") from error
             except Exception as error:
-                raise self._failure(uri, error) from error
+                failure = self._failure(uri, error)
+                if isinstance(failure, _Odd):
+                    failure = fetch_failed(failure.message)
+                raise failure from error
             self._filesystems[place] = fs
             return fs, path
         return fs, fs._strip_protocol(uri)

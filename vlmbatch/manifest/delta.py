@@ -36,10 +36,10 @@ def look_at(place: Place) -> tuple[ManifestFile, pa.Schema]:
         schema = pa.schema(table.schema().to_arrow())
         version = table.version()
     names = [unquote(path) for path in added["path"].to_pylist()]
-    outside = next((name for name in names if scheme_of(name) or name.startswith("/")), None)
+    outside = next(filter(_is_outside, names), None)
     if outside is not None:
         raise ManifestError(
-            f"{place.path} has files outside of its folder: {outside}",
+            f"{place.path} has files outside of its folder: {outside[:200]}",
             hint="a shallow clone cannot be read: give the table that it was made of",
         )
     added = added.append_column("name", pa.array(names, pa.string())).sort_by("name")
@@ -91,6 +91,10 @@ def records(
             # Older files lack the columns that the table was given later.
             yield from (({**dict.fromkeys(columns), **row, **own}, wrong) for row, wrong in found)
         start += part.rows
+
+
+def _is_outside(name: str) -> bool:
+    return scheme_of(name) is not None or name.startswith("/") or ".." in name.split("/")
 
 
 def _refuse_unreadable(table: Any, path: str) -> None:

@@ -150,7 +150,13 @@ class _Identities:
         batches = parquet.batches(place, file, 0, wanted, BATCH_ROWS)
         while start < stop:
             with _at(start):
-                batch, partitions = next(batches)
+                found = next(batches, None)
+                if found is None:
+                    raise ManifestError(
+                        f"{place.path} ends before the {file.rows:,} rows that were counted",
+                        hint="run the same command again to see what changed",
+                    )
+            batch, partitions = found
             rows = min(batch.num_rows, stop - start)
             read = {
                 name: pa.array([value] * rows, pa.string()) for name, value in partitions.items()

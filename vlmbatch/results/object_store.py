@@ -177,11 +177,16 @@ class ObjectStore(Store):
             condition = self._condition(temporary, replaces)
             try:
                 self._put(name, lambda path: self._put_file(temporary, path, **condition))
-            except FileExistsError:
-                # Perhaps by ourselves: an upload whose acknowledgement was lost is repeated.
-                if self.read(name) != temporary.read_bytes():
+            except (FileExistsError, _NoBucket) as error:
+                if isinstance(error, _NoBucket) and "IfMatch" not in condition:
+                    raise
+                # Perhaps by ourselves: an upload whose acknowledgement was lost is repeated. Where
+                # the object to replace is gone, AWS says so in place of 412.
+                there = self.read(name)
+                if there != temporary.read_bytes():
+                    did = "deleted" if there is None else "wrote"
                     raise RunStopped(
-                        f"another run wrote {self.at(name)} meanwhile",
+                        f"another run {did} {self.at(name)} meanwhile",
                         hint="give the same command again: it goes on from what is committed",
                     ) from None
 
