@@ -31,11 +31,7 @@ def status_of(output: str | Store) -> dict[str, Any]:
     latest: dict[str, Any] = {}
     with suppress(RunStopped):  # it is only decoration
         latest = store.read_json(STATUS_FILE) or {}
-    total = stored_rows(run_file.manifest)
-    limit = run_file.spec.limit
-    total = max(counts.rows, min(total, limit)) if limit else total
-    if run_file.is_incremental:  # its manifest is tonight's, and has what is answered, or not
-        total = max(counts.rows, _planned(store, run_file))
+    total = max(counts.rows, rows_wanted(store, run_file))
     state = latest.get("state", "started")
     unfinished = state in ("started", "running") or (state == "finished" and counts.rows < total)
     running = running or (unfinished and store.is_locked())  # it may have begun meanwhile
@@ -79,12 +75,14 @@ def status_of(output: str | Store) -> dict[str, Any]:
     }
 
 
-def _planned(store: Store, run_file: RunFile) -> int:
-    """Rows of an incremental output, once its newest start is through."""
-    if run_file.generation is None:
-        return 0
-    with suppress(RunStopped):
-        return read_generation(store, run_file.generation).rows
+def rows_wanted(store: Store, run_file: RunFile) -> int:
+    """Rows that the output has when its newest start is through; 0 where nobody can tell."""
+    if not run_file.is_incremental:
+        rows = stored_rows(run_file.manifest)
+        return min(rows, run_file.spec.limit or rows)
+    with suppress(RunStopped):  # its manifest is tonight's, and has what is answered, or not
+        if run_file.generation is not None:
+            return read_generation(store, run_file.generation).rows
     return 0
 
 

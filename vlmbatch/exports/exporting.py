@@ -30,8 +30,8 @@ from vlmbatch.exports.pieces import Destination, Piece, checked_place, same_sett
 from vlmbatch.exports.quality import checked_filters, quality_drops, stripped
 from vlmbatch.exports.selection import Drop, Selection, Splits
 from vlmbatch.exports.source import Source, open_source
-from vlmbatch.manifest.manifest import stored_rows
 from vlmbatch.records import ImageRef
+from vlmbatch.status import rows_wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,8 +391,7 @@ def _summary(
 def _warnings(exported: Export, total: Tally) -> list[str]:
     source, warnings = exported.source, []
     committed = sum(len(rows) for rows in source.view.committed)
-    wanted = stored_rows(source.run_file.manifest)
-    wanted = min(wanted, source.run_file.spec.limit or wanted)
+    wanted = rows_wanted(source.output.store, source.run_file)
     if committed < wanted:
         warnings.append(
             f"the run is not finished: {committed:,} of {wanted:,} rows are answered, and only "
