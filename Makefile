@@ -73,7 +73,7 @@ overhead: $(VLLM_INSTALLED) ## vlmbatch against the vLLM engine that it feeds: i
 storage: $(INSTALLED) ## planning, loading images, reading a manifest on an S3 server: about 5 minutes
 	$(PY) benchmarks/storage.py --write
 
-nights: $(INSTALLED) ## a night with nothing new, over 10 and 100 million ids: about 20 minutes, 20 GB of disk
+nights: $(INSTALLED) ## a night with nothing new, over 10 million ids: about 3 minutes, 2 GB of disk
 	$(PY) benchmarks/nights.py --write
 
 quality: $(INSTALLED) ## `vlmbatch quality` over ten million captions: time and memory

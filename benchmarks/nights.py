@@ -33,7 +33,7 @@ PART_ROWS = 2**20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000_000, 100_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000_000])
     parser.add_argument("--folder", type=Path, help="where the tables go; about 150 bytes per row")
     parser.add_argument("--write", action="store_true", help="write benchmarks/nights.json")
     options = parser.parse_args()

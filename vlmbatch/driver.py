@@ -96,10 +96,12 @@ class Driver:
         self._restarts: list[float] = []
         self._number = 0
         self._deaths_in_a_row = 0
-        # A patch that came after its part was written anew in this start would be taken for an
-        # old one: parts with rows that may be patched wait for the end.
-        before = output.view().committed if generation is None else Intervals()
-        self._gatherer = Gatherer(output, before) if retry_codes is None else None
+        self._gatherer: Gatherer | None = None
+        if retry_codes is None:
+            # A patch that came after its part was written anew in this start would be taken for an
+            # old one: parts with rows that may be patched wait for the end.
+            before = output.view().committed if generation is None else Intervals()
+            self._gatherer = Gatherer(output, before)
         self._signals = 0
         self._said_how_many = False
         self.tally = Tally()

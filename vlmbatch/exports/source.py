@@ -174,7 +174,7 @@ class ManifestImages:
             self._rows = SelectedRows(self._rows, located(source.output, manifest, columns))
 
     def of(self, example: Example) -> tuple[ImageRef, ...]:
-        """None where the manifest of an incremental output has that row no more."""
+        """Empty where the manifest of an incremental output has that row no more."""
         wanted = Range(example.row, example.row + 1)
         return tuple(image for row in self._rows.rows(wanted) for image in row.images)
 

@@ -233,7 +233,7 @@ def plan_generation(
 ) -> Generation:
     """Writes what is to do to ``path``, and returns what the file says of itself.
 
-    ``generation`` has the run, the epoch and the manifest's identity; see Ids.load for the rest.
+    ``generation`` has the run, the epoch and the manifest's identity; see Ids.compare for the rest.
     """
     with Ids() as ids:
         ids.compare(output, tonight, selections, undone)
