@@ -281,6 +281,15 @@ def test_formats_that_run_programs_are_not_read():
     assert failure_of(data).message.startswith("not an image")
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "AVIF"])
+def test_the_result_does_not_hold_on_to_the_encoded_bytes(format: str):
+    data = encoded(photo(20, 10), format)
+    before = sys.getrefcount(data)
+    decoded = decode(data, max_pixels=MAX)
+    assert sys.getrefcount(data) == before
+    assert type(decoded.pixels) is Image.Image
+
+
 def test_the_result_does_not_hold_on_to_the_file():
     data = encoded(photo(20, 10), "PNG", icc_profile=b"x" * 1000, exif=exif_with(1))
     pixels = decode(data, max_pixels=MAX).pixels

@@ -137,7 +137,7 @@ def decode(
             pixels = pixels.transpose(_UPRIGHT[orientation])
         pixels = _in_srgb(pixels, image)
         if pixels is image:
-            pixels = pixels.copy()  # a plain image: it does not hold on to the encoded bytes
+            pixels = _without_file(image)
         pixels.info = {}
     return Decoded(pixels, size)
 
@@ -160,6 +160,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white.paste(rgba, mask=rgba)
         return white
     return image.convert("RGB")
+
+
+def _without_file(image: Image.Image) -> Image.Image:
+    """The pixels of a loaded image, not copied, in an image that does not hold on to its file: to
+    the encoded bytes, and to all that stood in them."""
+    return Image.Image._new(image, image.im)
 
 
 def _pdf_page(
