@@ -79,7 +79,9 @@ def test_a_changed_manifest_is_refused_and_a_touched_or_moved_one_is_not(tmp_pat
     for words in (["run", *there.options, *out], ["run", *there.options, *out, "--limit=5"]):
         refused = vlmbatch(*words)
         assert (refused.exit_code, refused.stdout) == (2, ""), refused
-        assert "manifest: was " in refused.stderr
+        assert f"manifest: {made.path.name} had " in refused.stderr
+    refused = vlmbatch("retry", tmp_path / "out")
+    assert f"changed since the run: {made.path.name} had " in refused.stderr
     assert len(log) == sum(map(len, answers))
 
 
@@ -97,7 +99,8 @@ def test_a_folder_is_what_it_was_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "in" / "b.parquet").unlink()
     gone = vlmbatch(*words)
     assert gone.exit_code == 2, gone
-    assert "b.parquet" in gone.stderr
+    assert "b.parquet: No such file" in gone.stderr
+    assert "bring it back" in gone.stderr
 
 
 def test_what_was_chosen_at_the_start_is_used_again(tmp_path: Path) -> None:

@@ -358,12 +358,21 @@ def _section(path: list[Any]) -> type[Section]:
     return sections.get(str(path[0]), JobSpec) if path else JobSpec
 
 
-def check_same_ask(stored: dict[str, Any], now: dict[str, Any], *, retry_with: str) -> None:
-    """Raises FingerprintMismatch, naming each field, unless both asked the model the same."""
+def check_same_ask(
+    stored: dict[str, Any], now: dict[str, Any], *, retry_with: str, manifest: str | None = None
+) -> None:
+    """Raises FingerprintMismatch, naming each field, unless both asked the model the same.
+
+    ``manifest``: what changed in it, in place of its identity."""
     changed = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
     if not changed:
         return
-    lines = [f"{key}: was {_short(stored.get(key))}, now {_short(now.get(key))}" for key in changed]
+    lines = [
+        f"manifest: {manifest}"
+        if key == "manifest" and manifest is not None
+        else f"{key}: was {_short(stored.get(key))}, now {_short(now.get(key))}"
+        for key in changed
+    ]
     raise FingerprintMismatch(
         "\n  ".join(
             ["this output holds answers to another question; these changed:", *lines],

@@ -14,6 +14,7 @@ from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.intervals import Intervals
 from vlmbatch.job import JobSpec
 from vlmbatch.manifest import Manifest
+from vlmbatch.manifest.manifest import changes
 from vlmbatch.placeholders import hide, values_of
 from vlmbatch.records import Range
 from vlmbatch.resolve import Asking, asking_of
@@ -83,8 +84,9 @@ def reopened(
     listing = None if run_file.is_incremental else run_file.manifest
     manifest = open_rows(run_file.spec, listing)
     if not run_file.is_incremental and manifest.identity != run_file.ask["manifest"]:
+        what = changes(run_file.manifest, manifest)
         raise UsageError(
-            f"the manifest of {folder} changed since the run",
+            f"the manifest of {folder} changed since the run" + (f": {what}" if what else ""),
             hint="restore it; its rows are what the output is about",
         )
 

@@ -31,7 +31,7 @@ from vlmbatch.job import JobSpec, check_same_ask
 from vlmbatch.judged_output import open_rows, with_judged
 from vlmbatch.manifest import Manifest
 from vlmbatch.manifest.identities import check_identifiable
-from vlmbatch.manifest.manifest import stored_schema
+from vlmbatch.manifest.manifest import changes, stored_schema
 from vlmbatch.progress import ProgressReport
 from vlmbatch.records import Range
 from vlmbatch.reopen import check_read_through, existing_run_file, reopened
@@ -116,7 +116,7 @@ def look(job: JobSpec, *, overwrite: bool = False, command: Sequence[str] = ()) 
     if overwrite:
         check_ours(store)
     else:
-        _check_same(stored, resolved, command, store)
+        _check_same(stored, resolved, command, store, manifest)
     return Start(store, manifest, resolved, stored)
 
 
@@ -136,7 +136,7 @@ def run(
     store.make()
     with store.lock(), stdout_to(store.logs / "stdout.log"):
         stored = None if overwrite else _begun(store)  # as it is now that it is ours
-        _check_same(stored, resolved, command, store)
+        _check_same(stored, resolved, command, store, manifest)
         run_file = _run_file(resolved, manifest, stored)
         output = start.output_of(run_file)
         epoch = 0 if overwrite else output.view().epoch
@@ -463,7 +463,11 @@ def _delete_results(store: Store) -> None:
 
 
 def _check_same(
-    stored: RunFile | None, resolved: Resolved, command: Sequence[str], store: Store
+    stored: RunFile | None,
+    resolved: Resolved,
+    command: Sequence[str],
+    store: Store,
+    manifest: Manifest,
 ) -> None:
     """Raises FingerprintMismatch where the output, if there is one, is of another job."""
     if stored is None:
@@ -476,7 +480,13 @@ def _check_same(
             f"{store.place} grows by --incremental",
             hint="add --incremental to go on with it, or give another -o",
         )
-    check_same_ask(asked_before, resolved.ask, retry_with=_elsewhere(command, store.place))
+    is_same = asked_before.get("manifest") == resolved.ask["manifest"]
+    check_same_ask(
+        asked_before,
+        resolved.ask,
+        retry_with=_elsewhere(command, store.place),
+        manifest=None if is_same else changes(stored.manifest, manifest),
+    )
     _check_same_carried(stored, resolved)
     changed = [key for key, now_is in resolved.read.items() if stored.read.get(key) != now_is]
     if changed:

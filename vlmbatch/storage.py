@@ -26,9 +26,19 @@ UNCHANGED = (  # by without_secrets: nothing in it that is secret, or that urlsp
 )
 _UNCHANGED = re.compile(UNCHANGED)
 _CHAINED = re.compile(r"::(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+_QUERY = re.compile(r"\?[A-Za-z0-9._~%+&;-]+=.*", re.DOTALL)
+_USER_INFO = re.compile(r"(?<=://)[^/?#]*@")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}
 EXTRAS |= {"abfss": "azure", "adl": "azure", "hf": "hub"}
 """Which extra of this package brings the library of a scheme."""
+STORES = frozenset(
+    (
+        *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf"),
+        *("oss", "oci", "ocilake", "obs", "tos", "lakefs", "dbfs", "gdrive", "box", "dropbox"),
+    )
+)
+"""Schemes whose host is settled by the environment. Those that name one of their own (``ftp:``,
+``sftp:``, ``smb:``, ...) or reach local files would go around the guards of images."""
 
 
 class RangedFile(io.RawIOBase):
@@ -79,6 +89,14 @@ def scheme_of(uri: str) -> str | None:
     return match.group().lower() if match else None
 
 
+def with_plain_scheme(uri: str) -> str:
+    """``S3://`` is ``s3://``, which no library of a store knows."""
+    scheme = scheme_of(uri)
+    if scheme is None or uri.startswith(scheme):  # never a copy of a data: URI
+        return uri
+    return f"{scheme}{uri[len(scheme) :]}"
+
+
 def is_local(uri: str) -> bool:
     """Whether it is a path or a ``file:`` URI."""
     return scheme_of(uri) in (None, "file")
@@ -87,7 +105,9 @@ def is_local(uri: str) -> bool:
 def without_secrets(uri: str) -> str:
     """The URI without user info and query; a plain path as it is; a data: URI without its data.
 
-    ``abfs://container@account...`` keeps its container, which is no secret.
+    The names of objects and of archives' members may have ``?`` and ``#`` in them and keep these:
+    only what reads like a signature, ``?name=...``, goes. ``abfs://container@account...`` keeps
+    its container, which is no secret.
     """
     if uri[:5].lower() == "data:":
         return uri[: uri.find(",")] if "," in uri else uri  # never a copy of what may be a gigabyte
@@ -98,13 +118,40 @@ def without_secrets(uri: str) -> str:
         return uri
     if chained := _CHAINED.search(uri):  # zip://member::https://user:key@host/file.zip?signature
         return f"{uri[: chained.end()]}{without_secrets(uri[chained.end() :])}"
+    if scheme in ("zip", "tar") and "::" in uri:  # in an archive on the local disk
+        return uri
+    if scheme in STORES:
+        return _object_without_secrets(uri, scheme)
     try:
         parts = urlsplit(uri)
     except ValueError:
-        return uri.partition("?")[0]
-    host = parts.netloc if EXTRAS.get(scheme) == "azure" else parts.netloc.rpartition("@")[2]
+        return _USER_INFO.sub("", uri.partition("?")[0])
+    host = parts.netloc.rpartition("@")[2]
     page = parts.fragment if PAGE.fullmatch(f"#{parts.fragment}") else ""
     return urlunsplit((parts.scheme, host, parts.path, "", page))
+
+
+def _object_without_secrets(uri: str, scheme: str) -> str:
+    bucket, slash, key = uri.partition("://")[2].partition("/")
+    if EXTRAS.get(scheme) != "azure":
+        bucket = bucket.rpartition("@")[2]
+    bare = f"{scheme}://{bucket}{slash}{key}"
+    page = PAGE.search(bare)
+    shown = _QUERY.sub("", bare)
+    return shown if shown == bare or page is None else f"{shown}{page.group()}"
+
+
+def check_names_object(uri: str) -> None:
+    """Raises UsageError for the URI of a store that names no object, or has a password in it, which
+    no store takes from there and which its library might repeat in an error."""
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    if "@" in bucket and EXTRAS.get(scheme_of(uri) or "") != "azure":
+        raise UsageError(
+            f"credentials do not belong into the address of {without_secrets(uri)}",
+            hint="set the store's own variables in the environment",
+        )
+    if not bucket or not key.strip("/"):
+        raise UsageError(f"{without_secrets(uri)} names no object")
 
 
 def filesystem_of(uri: str, **options: Any) -> tuple[Any, str]:

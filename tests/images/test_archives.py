@@ -78,6 +78,7 @@ def test_a_member_of_a_tar(tmp_path: Path):
     members["n" * 150 + ".png"] = b"a long name"
     (tmp_path / "p.tar").write_bytes(tar_of(members))
     assert outcome("tar://17.png::p.tar", tmp_path) == PICTURE + bytes([17])
+    assert outcome("tar://./17.png::p.tar", tmp_path) == PICTURE + bytes([17])  # as `tar t` lists
     assert outcome(f"tar://{'n' * 150}.png::p.tar", tmp_path) == b"a long name"
     code, message = outcome("tar://link.png::p.tar", tmp_path)
     assert code is ErrorCode.IMAGE_UNREADABLE

@@ -268,6 +268,8 @@ def test_the_message_says_what_was_found():
     )
     vector = failure_of(b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>")
     assert vector.message.startswith("an SVG, which is no picture of pixels")
+    pointer = failure_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert pointer.message.startswith("a pointer of Git LFS, not the image: `git lfs pull`")
     assert failure_of(b"not an image").message == (
         "not an image, or its header is broken: "
         'starts with 6e 6f 74 20 61 6e 20 69 ("not an image")'

@@ -2,18 +2,25 @@
 
 import asyncio
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from io import BytesIO
 
 import pytest
 from aiohttp import web
+from PIL import Image
 
+from tests.harness import picture
 from tests.web import web_server
 from vlmbatch import __version__
 from vlmbatch.errors import ErrorCode, Failure, RequestFailed
 from vlmbatch.images.failures import Busy, Larger
+from vlmbatch.images.fetch import Reach
 from vlmbatch.images.http import MAX_RETRY_AFTER, HttpImages
+from vlmbatch.images.load import ImageLoader, ImageMemory, Limits
+from vlmbatch.records import ImageRef
 
 MAX = 100_000
 PICTURE = bytes(range(256)) * 4
@@ -142,7 +149,41 @@ def test_an_answer_without_an_end_stops_at_the_limit():
             with pytest.raises(Larger) as caught:
                 await images.get(server.url("/a"), 10_000)
         assert failure.code is ErrorCode.IMAGE_TOO_LARGE
-        assert 20_000 < caught.value.size <= MAX  # twice what came: there may be more
+        assert 20_000 < caught.value.size <= MAX  # more than came: there may be more
+
+    asyncio.run(scene())
+
+
+def test_answers_whose_length_is_not_told_may_be_of_any_size_after_small_ones():
+    """The guess is LEAST_BYTES by then; what is too large is said at once, and not asked again."""
+    large = BytesIO()
+    Image.new("RGB", (1800, 1000)).save(large, "BMP")
+    reach = Reach(max_bytes=6 * 2**20, allow_private=True)
+
+    async def chunked(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(large.getvalue())
+        return response
+
+    async def scene():
+        answers = {"/a": picture(), "/large": chunked, "/endless": drips(b"x" * 2**18, {})}
+        async with web_server(answers) as server:
+            with ThreadPoolExecutor(1) as threads:
+                memory = ImageMemory(2**28)
+                limits = Limits(reach, backoff=0)
+                loader = ImageLoader(
+                    base="/", memory=memory, executor=threads, limits=limits, target=None
+                )
+                for path in ("/a",) * 64 + ("/large",):
+                    (await loader.load([ImageRef(server.url(path))])).release()
+                with pytest.raises(RequestFailed) as caught:
+                    await loader.load([ImageRef(server.url("/endless"))])
+                await loader.close()
+        assert caught.value.failure.code is ErrorCode.IMAGE_TOO_LARGE
+        assert server.asked["/large"] <= 3
+        assert server.asked["/endless"] <= 3
+        assert memory.encoded.held == 0
 
     asyncio.run(scene())
 

@@ -149,6 +149,40 @@ def test_objects_that_are_not_there_or_empty(rclone_server, bucket):
         asyncio.run(scene())
 
 
+def test_an_address_that_no_store_is_asked_for(rclone_server, bucket):
+    async def scene():
+        async with fetching() as fetcher:
+            for uri, said in {
+                f"s3://key:secret@{bucket}/a.png": "credentials do not belong into the address of",
+                f"s3://{bucket}": "names no object",
+                f"s3://{bucket}/": "names no object",
+                "s3:///a.png": "names no object",
+                "zip://a.png::s3://key:secret@bucket/a.zip": "credentials do not belong",
+            }.items():
+                failure = await failure_of(fetcher, uri)
+                assert failure.code is ErrorCode.IMAGE_FORBIDDEN, uri
+                assert said in failure.message
+
+    with faults(rclone_server) as proxy:
+        asyncio.run(scene())
+    assert not proxy.log
+
+
+def test_names_of_objects_may_have_a_hash_and_a_question_mark(rclone_server, bucket):
+    names = ("a #1?.png", "a#2.png", "a#page=2.png")
+    for name in names:
+        rclone_server.fs().pipe_file(f"{bucket}/odd/{name}", PICTURE)
+
+    async def scene():
+        async with fetching(base=f"S3://{bucket}/odd") as fetcher:
+            for name in names:
+                for uri in (name, f"S3://{bucket}/odd/{name}"):
+                    assert await fetcher.fetch(ImageRef(uri), MAX) == PICTURE
+
+    with faults(rclone_server):
+        asyncio.run(scene())
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -181,7 +181,13 @@ def test_the_default_id_does_not_depend_on_the_rest():
         ("what?.png", "what?.png"),
         ("https://u:p@x.org/a.png?k=v#f", "https://x.org/a.png"),
         ("s3://key:secret@bucket/a b.png", "s3://bucket/a b.png"),
-        ("https://u:p@[::1/a?secret", "https://u:p@[::1/a"),
+        ("https://u:p@[::1/a?secret", "https://[::1/a"),
+        ("s3://bucket/a#1?.png", "s3://bucket/a#1?.png"),
+        ("S3://bucket/a\n.png#page=2", "s3://bucket/a\n.png#page=2"),
+        ("az://box/a#1.tiff?sv=1&sig=secret#page=2", "az://box/a#1.tiff#page=2"),
+        ("abfs://box@account/a?&sig=secret", "abfs://box@account/a"),
+        ("zip://a#1?.png::photos.zip", "zip://a#1?.png::photos.zip"),
+        ("zip://a#1.png::https://u:p@x.org/a.zip?k=v", "zip://a#1.png::https://x.org/a.zip"),
         ("data:image/png;base64,AAAA", "data:image/png;base64"),
     ],
 )
@@ -213,6 +219,12 @@ def test_a_row_comes_of_any_record(image, asked):
     found = row(image, chosen({"image": pa.string(), "question": pa.string()}), question=asked)
     assert found.images or found.problem
     assert len(found.id) == 32
+
+
+def test_names_that_differ_behind_a_hash_or_question_mark_have_ids_of_their_own() -> None:
+    for uri in ("s3://bucket/photo #{}.jpg", "s3://bucket/why?{}.jpg", "tar://a#{}.jpg::b.tar"):
+        first, second = (default_id([ImageRef(uri=uri.format(n))], {}) for n in (1, 2))
+        assert first != second, uri
 
 
 def test_pictures_inside_data_uris_have_ids_of_their_own() -> None:

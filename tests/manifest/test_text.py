@@ -106,6 +106,9 @@ def test_a_run_fails_the_bad_lines_and_carries_what_fits(tmp_path):
 
 
 def test_what_is_no_jsonl_is_refused(tmp_path):
+    for name, content in (("empty.jsonl", b""), ("blank.jsonl", b"\n\n")):
+        said = refused(write(tmp_path / name, content)).message
+        assert said.endswith("has no rows, and so no columns")
     array = refused(write(tmp_path / "a.jsonl", '[\n{"image": "a"},\n{"image": "b"}]'))
     assert "its first line is no JSON" in array.message
     assert "jq -c" in str(array.hint)
@@ -198,6 +201,13 @@ def test_records_that_do_not_fit_the_header_are_bad_rows(tmp_path):
         "the record has a carriage return outside of quotes",
         None,
     ]
+
+
+def test_a_quote_that_is_still_open_at_the_end_is_a_bad_row(tmp_path):
+    path = write(tmp_path / "a.csv", 'image,n\na.png,1\nb.png,"2\nc.png,3\nd.png,4\n')
+    said = "opens a quote that is never closed, so that all to the end of the file belongs to it"
+    assert problems(path, "n") == [None, f"the record {said}: 3 lines"]
+    assert said in refused(write(tmp_path / "b.csv", '"image,n\na.png,1\n')).message
 
 
 def test_headers_that_are_refused(tmp_path):

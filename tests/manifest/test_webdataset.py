@@ -64,6 +64,34 @@ def test_every_kind_of_tar_and_long_names(format, tmp_path):
     assert [(row.images[0].uri, row.images[0].data) for row in found] == members[127:]
 
 
+def test_a_link_in_place_of_a_member_is_a_bad_row(tmp_path):
+    path = tar_of(tmp_path / "a.tar", [("1.jpg", b"x")])
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (("2.jpg", tarfile.LNKTYPE), ("3.jpg", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "1.jpg"
+            tar.addfile(link)
+        add(tar, "4.jpg", b"y")
+    rows = rows_of(path)
+    assert [row.id for row in rows] == ["1", "2", "3", "4"]
+    said = "is a link to 1.jpg, which has no bytes of its own"
+    assert [said in (row.problem or "") for row in rows] == [False, True, True, False]
+
+
+def test_what_is_compressed_or_a_zip_is_refused_with_what_to_do(tmp_path):
+    for name, head, said in (
+        ("a.tar", b"\x1f\x8b", "it is compressed (gzip)"),
+        ("a.tar.gz", b"\x1f\x8b", "it is compressed (gzip)"),
+        ("a.tar.zst", b"\x28\xb5\x2f\xfd", "it is compressed (Zstandard)"),
+        ("a.zip", b"PK\3\4", "it is a zip archive"),
+    ):
+        (tmp_path / name).write_bytes(head + bytes(2000))
+        with pytest.raises(ManifestError) as caught:
+            open_manifest([str(tmp_path / name)])
+        assert caught.value.message.endswith(said), name
+        assert "unpack" in caught.value.hint or "decompress" in caught.value.hint
+
+
 def test_texts_that_are_broken_are_bad_rows(tmp_path):
     path = tar_of(
         tmp_path / "a.tar",

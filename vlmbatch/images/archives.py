@@ -97,7 +97,7 @@ class ArchiveImages:
             raise forbidden(f"not zip://member::archive or tar://member::archive: {name}")
         kind, inside, archive = matched[1].lower(), matched[2].lstrip("/"), matched[3]
         members = await self._directory(kind, archive, places)
-        member = members.get(inside)
+        member = members.get(inside) or members.get(inside.removeprefix("./"))  # as tar lists it
         if member is None:
             raise missing(f"no such member: {name} (the archive has {len(members):,})")
         if member.problem is not None:

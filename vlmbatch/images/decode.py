@@ -243,6 +243,8 @@ def _unknown(start: bytes) -> str:
     if b"<!doctype html" in words or b"<html" in words:
         came = " ".join(start[:60].decode("ascii", "replace").split())
         return f"an HTML page, not an image: starts with {came}"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the image: `git lfs pull` fetches it"
     if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
         return "JPEG XL is not read: its size is not known before it is decoded"
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:

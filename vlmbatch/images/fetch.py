@@ -24,9 +24,9 @@ from vlmbatch.images.failures import (
 )
 from vlmbatch.images.http import HttpImages
 from vlmbatch.images.local import LocalFiles
-from vlmbatch.images.stores import STORES, StoreImages
+from vlmbatch.images.stores import StoreImages
 from vlmbatch.records import ImageRef
-from vlmbatch.storage import PAGE, is_local, scheme_of, without_secrets
+from vlmbatch.storage import PAGE, STORES, is_local, scheme_of, with_plain_scheme, without_secrets
 
 _MEDIA_TYPE = re.compile(r"data:([a-z]+/[a-z0-9.+-]{1,60}(?=[;,]))?", re.IGNORECASE)
 FIRST_BYTES, LEAST_BYTES = 4 * 2**20, 2**18
@@ -247,11 +247,13 @@ def reference(ref: ImageRef) -> str | None:
 
 def _absolute(uri: str, base: str) -> str:
     """A relative path in a manifest from elsewhere is relative to that; local ones stay."""
-    if is_local(base):
-        return uri
-    chain, colons, last = (
-        uri.rpartition("::") if scheme_of(uri) in ("zip", "tar") else ("", "", uri)
-    )
-    if scheme_of(last) is None and not os.path.isabs(last):
-        last = f"{base.rstrip('/')}/{last}"
-    return f"{chain}{colons}{last}"
+    if scheme_of(uri) not in ("zip", "tar"):
+        return _place_of(uri, base)
+    chain, colons, archive = uri.rpartition("::")
+    return f"{chain}{colons}{_place_of(archive, base)}"
+
+
+def _place_of(uri: str, base: str) -> str:
+    if not is_local(base) and scheme_of(uri) is None and not os.path.isabs(uri):
+        uri = f"{base.rstrip('/')}/{uri}"
+    return with_plain_scheme(uri)

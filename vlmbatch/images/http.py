@@ -39,6 +39,8 @@ T = TypeVar("T")
 REDIRECTS = 5
 MAX_RETRY_AFTER = 60.0
 """Seconds: a server that asks for a longer pause gets this one."""
+GROWS = 8
+"""An answer of unknown length that is larger than was thought may be so many times larger."""
 CONNECT_SECONDS = 15.0
 SILENT_SECONDS = 30.0
 _CHUNK = 256 * 1024
@@ -140,9 +142,9 @@ class HttpImages:
             if len(body) > self._max_bytes:  # however much more there may be
                 raise too_many_bytes(name, len(body), self._max_bytes)
             if len(body) > reserved:
-                # Its length was not told: as much again, until it fits or is too large.
-                doubled = min(2 * len(body), self._max_bytes)
-                check_size(name, doubled, reserved=reserved, max_bytes=self._max_bytes)
+                # Its length was not told: room for much more, so that few attempts reach any limit.
+                more = min(GROWS * len(body), self._max_bytes)
+                check_size(name, more, reserved=reserved, max_bytes=self._max_bytes)
         if not body:
             raise unreadable(f"empty (0 bytes): {name}")
         return bytes(body)

@@ -32,8 +32,9 @@ _BYTES_PER_PIXEL = 4  # Pillow pads RGB to 32 bits
 SMALL_BYTES, SMALL_PART = 16 * 2**20, 32
 """Reserved for the pixels of an image of unknown size, at most and as a part of all: two
 megapixels, whose decoding takes some 10 ms."""
-ROUNDS = 4
-"""So often the images of a row may turn out larger than they were thought to be."""
+ROUNDS = 6
+"""So often the images of a row may turn out larger than they were thought to be; enough for an
+answer of unknown length to grow from LEAST_BYTES by GROWS each time to any limit."""
 
 
 @dataclass(frozen=True, slots=True)

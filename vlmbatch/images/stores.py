@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, TypeVar
 
-from vlmbatch.errors import CredentialsRefused, UsageError
+from vlmbatch.errors import CredentialsRefused, RequestFailed, UsageError
 from vlmbatch.images.failures import (
     check_size,
     fetch_failed,
@@ -18,18 +18,18 @@ from vlmbatch.images.failures import (
     unreadable,
 )
 from vlmbatch.images.turns import Turns
-from vlmbatch.storage import Trouble, filesystem_of, said, scheme_of, trouble_of, without_secrets
+from vlmbatch.storage import (
+    Trouble,
+    check_names_object,
+    filesystem_of,
+    said,
+    scheme_of,
+    trouble_of,
+    without_secrets,
+)
 
 T = TypeVar("T")
 
-STORES = frozenset(
-    (
-        *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf"),
-        *("oss", "oci", "ocilake", "obs", "tos", "lakefs", "dbfs", "gdrive", "box", "dropbox"),
-    )
-)
-"""Schemes whose host is settled by the environment. Those that name one of their own (``ftp:``,
-``sftp:``, ``smb:``, ...) or reach local files would go around the guards."""
 VERSIONS = ("ETag", "etag", "blob_id")
 """What s3fs, gcsfs and adlfs, and the Hub call the version of an object's content."""
 
@@ -101,6 +101,10 @@ class StoreImages:
 
     async def _opened(self, uri: str) -> tuple[Any, str]:
         """(the filesystem, the path in it); looked for in a thread, since that may import."""
+        try:
+            check_names_object(uri)
+        except UsageError as error:
+            raise _refused(error) from error
         scheme, _, rest = uri.partition("://")
         place = f"{scheme}://{rest.partition('/')[0]}"
         fs = self._filesystems.get(place)
@@ -111,8 +115,7 @@ class StoreImages:
             try:
                 fs, path = await loop.run_in_executor(self._executor, find)
             except UsageError as error:
-                hint = f" ({error.hint})" if error.hint else ""
-                raise forbidden(f"{error.message}{hint}") from error
+                raise _refused(error) from error
             except Exception as error:
                 failure = self._failure(uri, error)
                 if isinstance(failure, _Odd):
@@ -173,6 +176,10 @@ def _call(fs: Any, name: str, path: str, **how: int) -> Any:
 
 async def _await(call: Callable[[], Awaitable[T]]) -> T:
     return await call()
+
+
+def _refused(error: UsageError) -> RequestFailed:
+    return forbidden(f"{error.message} ({error.hint})" if error.hint else error.message)
 
 
 def _store(uri: str) -> str:

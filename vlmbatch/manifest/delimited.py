@@ -88,7 +88,7 @@ def _header(place: Place) -> tuple[list[str], str]:
 def _no_header(place: Place, found: str) -> ManifestError:
     return ManifestError(
         f"cannot read {place.path}: {found}",
-        hint="a CSV manifest begins with the names of its columns",
+        hint="a CSV manifest is UTF-8 text that begins with the names of its columns",
     )
 
 
@@ -112,7 +112,7 @@ def _cells(stream: Any, offset: int, delimiter: str) -> Iterator[tuple[int, Cell
     source = _Lines(stream, offset)
     reader = csv.reader(source, delimiter=delimiter)
     while True:
-        source.problem = None
+        source.begin()
         try:
             cells: Cells = next(reader)
         except StopIteration:
@@ -142,16 +142,29 @@ class _Lines:
     def __init__(self, stream: Any, offset: int) -> None:
         self._lines = text.lines(stream, offset)
         self._at_start = offset == 0
-        self._held = 0
+        self._taken = 0
         self.after = offset
         self.problem: str | None = None
         """What is wrong with a line of this record."""
+
+    def begin(self) -> None:
+        """What is read from here on is another record."""
+        self.problem = None
+        self._taken = 0
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        self.after, line = next(self._lines)
+        found = next(self._lines, None)
+        if found is None:  # the reader looks for more in an open quote only
+            self.problem = (
+                "opens a quote that is never closed, so that all to the end of the file belongs "
+                f"to it: {self._taken:,} line{'s' if self._taken != 1 else ''}"
+            )
+            raise StopIteration
+        self.after, line = found
+        self._taken += 1
         if line is None:
             self._at_start = False
             raise _TooLong(f"has a line longer than {text.LINE_BYTES // 2**20} MiB")

@@ -28,6 +28,9 @@ LOCAL_BUFFER = 2**17
 ATTEMPTS = 4
 BACKOFF_SECONDS = 0.5
 
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"BZh": "bzip2"}
+_PACKED |= {b"\xfd7zXZ\0": "xz", b"PK\3\4": "zip"}
+PACKED_BYTES = max(map(len, _PACKED))
 _UNREADABLE = (
     pa.ArrowException,
     OSError,
@@ -229,7 +232,7 @@ def _of_store(path: str, error: Exception, hint: str) -> VlmbatchError:
         case Trouble.FORBIDDEN:
             return ManifestUnreachable(
                 f"cannot read {path}: access is denied ({said(error)})",
-                hint="these credentials need the right to list and to read it",
+                hint="these credentials are wrong, or need the right to list and to read it",
             )
         case Trouble.BUSY:
             return ManifestUnreachable(
@@ -240,10 +243,27 @@ def _of_store(path: str, error: Exception, hint: str) -> VlmbatchError:
 
 
 def _broken(path: str, error: Exception, hint: str) -> ManifestError:
+    if isinstance(error, FileNotFoundError):
+        hint = "bring it back, or what it is a link to"
     reason = "".join(letter if letter.isprintable() else "?" for letter in said(error))
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     return ManifestError(f"cannot read {path}: {reason}", hint=hint)
+
+
+def refuse_packed(path: str, head: bytes) -> None:
+    """Raises ManifestError for a file that begins as compressed files and zip archives do."""
+    kind = next((kind for start, kind in _PACKED.items() if head.startswith(start)), None)
+    if kind == "zip" and path.lower().endswith(".zip"):
+        raise ManifestError(
+            f"cannot read {path}: it is a zip archive",
+            hint=f"unpack it and give the folder, or a table whose images are zip://MEMBER::{path}",
+        )
+    if kind is not None and kind != "zip":  # which spreadsheets and many others are
+        raise ManifestError(
+            f"cannot read {path}: it is compressed ({kind})",
+            hint="decompress it first; only text may be compressed, as .jsonl.gz, .csv.gz or .zst",
+        )
 
 
 def changed(path: str) -> ManifestError:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest import delimited, delta, images, jsonl, lance, parquet, webdataset
-from vlmbatch.manifest.files import ManifestFile, Place, reading
+from vlmbatch.manifest.files import ManifestFile, Place, reading, refuse_packed
 from vlmbatch.manifest.text import COMPRESSED
 
 
@@ -70,6 +70,7 @@ def sniffed(place: Place) -> str:
         return "parquet"
     if head[257:262] == b"ustar" or (len(head) >= 512 and _is_header(head[:512])):
         return "webdataset"
+    refuse_packed(place.path, head)
     start = head.lstrip(b"\xef\xbb\xbf \r\n\t")
     if start[:1] == b"{":
         return "jsonl"

@@ -19,7 +19,7 @@ from vlmbatch.manifest import hub, images
 from vlmbatch.manifest.files import Place, reading, tried
 from vlmbatch.manifest.formats import FORMATS, KNOWN, TABLES, format_of, sniffed
 from vlmbatch.manifest.tables import Table, table_among
-from vlmbatch.storage import filesystem_of, scheme_of, without_secrets
+from vlmbatch.storage import filesystem_of, scheme_of, with_plain_scheme, without_secrets
 
 A_MANIFEST = "a manifest is a file, a folder or a glob of them: " + KNOWN
 OURS = "__vlmbatch"
@@ -247,7 +247,7 @@ def _meant(path: str) -> str:
     if path.startswith("file:/"):
         path = path.removeprefix("file:").removeprefix("//localhost").replace("///", "/", 1)
         return unquote(path)
-    scheme = scheme_of(path)
+    path, scheme = with_plain_scheme(path), scheme_of(path)
     if scheme is None:
         named = hub.is_name(path) and not os.path.lexists(path) and format_of(path) is None
         return _of_the_hub(path) if named and hub.is_here() else path
@@ -262,6 +262,8 @@ def _meant(path: str) -> str:
             "it would be stored in the output",
             hint="download it first",
         )
+    if not path.partition("://")[2].strip("/"):
+        raise ManifestError(f"{path} names no bucket", hint="as in s3://bucket/rows.parquet")
     if without_secrets(path) != path:
         raise ManifestError(
             f"credentials do not belong into the address of {without_secrets(path)}",

@@ -109,6 +109,34 @@ def stored_rows(stored: Mapping[str, Any]) -> int:
     return int(answers["rows"] if answers else sum(file["rows"] for file in stored["files"]))
 
 
+def changes(stored: Mapping[str, Any], now: Manifest) -> str | None:
+    """Which files are not what they were in the manifest that run.json has, in a line; None where
+    all are."""
+    before = {file["name"]: ManifestFile.from_json(file) for file in stored["files"]}
+    there = {file.name: file for file in now.files}
+    said = [
+        *(f"{name} is gone" for name in before.keys() - there.keys()),
+        *(f"{name} is new" for name in there.keys() - before.keys()),
+        *(
+            _change(before[name], file)
+            for name, file in there.items()
+            if name in before
+            and (file.size, file.identity) != (before[name].size, before[name].identity)
+        ),
+    ]
+    said.sort()
+    more = f", and {len(said) - 3:,} more" if len(said) > 3 else ""
+    return f"{', '.join(said[:3])}{more}" if said else None
+
+
+def _change(before: ManifestFile, now: ManifestFile) -> str:
+    if now.format == images.NAME:
+        return f"images from {now.name} on have other sizes"
+    if now.size == before.size:
+        return f"{now.name} has other content"
+    return f"{now.name} had {before.size:,} bytes, and has {now.size:,}"
+
+
 def open_manifest(
     paths: Sequence[str],
     stored: Mapping[str, Any] | None = None,
@@ -158,6 +186,11 @@ def _looked_at(
             )
         files.append(file)
     assert schema is not None  # list_files raises where there is no file
+    if not schema.names and not any(file.rows for file in files):
+        raise ManifestError(
+            f"{places[0][0].path} has no rows, and so no columns",
+            hint="of a CSV without rows the header, of a Parquet file its schema says the columns",
+        )
     if places[0][1] in OPEN:
         schema = settled(schema)
     return Manifest(folder, tuple(files), schema, notes)

@@ -19,7 +19,14 @@ import xxhash
 
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest import images, jsonl, text
-from vlmbatch.manifest.files import REMOTE_BUFFER, ManifestFile, Place, reading
+from vlmbatch.manifest.files import (
+    PACKED_BYTES,
+    REMOTE_BUFFER,
+    ManifestFile,
+    Place,
+    reading,
+    refuse_packed,
+)
 from vlmbatch.manifest.values import schema_of
 
 NAME = "webdataset"
@@ -56,6 +63,7 @@ def look_at(place: Place) -> tuple[ManifestFile, pa.Schema]:
     rows, starts, offsets = 0, [], []
     found = []
     with reading(place.path), _opened(place, size) as file:
+        refuse_packed(place.path, file.read(PACKED_BYTES))
         for sample in _samples(file, 0, place, size):
             if rows % START_ROWS == 0:
                 starts.append(rows)
@@ -107,7 +115,7 @@ def _samples(file: Any, offset: int, place: Place, size: int) -> Iterator[Sample
             tar.members = []  # type: ignore[attr-defined]  # or it remembers them all
             if member.offset_data + member.size > size:
                 raise _damaged(place, member.offset)
-            if not member.isfile():
+            if not (member.isfile() or member.islnk() or member.issym()):
                 continue
             folder, slash, name = member.name.rpartition("/")
             base, dot, ending = name.partition(".")
@@ -134,6 +142,12 @@ def _record(file: Any, sample: Sample, *, with_images: bool) -> tuple[dict[str, 
     fields: dict[str, Any] = {}
     problem: str | None = None
     for ending, member in sample.members:
+        if not member.isfile():
+            problem = problem or (
+                f"{_printable(member.name)} is a link to {_printable(member.linkname)}, which has "
+                "no bytes of its own (tar -h --hard-dereference stores the files)"
+            )
+            continue
         if f".{ending.rpartition('.')[2]}" in images.SUFFIXES:
             if member.size > IMAGE_BYTES:
                 problem = problem or f"{member.name} has {member.size:,} bytes"
