@@ -166,6 +166,43 @@ def test_folders_with_other_partition_columns_are_refused(tmp_path):
     assert "has other columns than" in refused(tmp_path).message
 
 
+# files that were written apart
+
+
+def test_columns_without_values_and_narrow_numbers_agree_with_other_files(tmp_path):
+    kinds = [
+        {"note": pa.null(), "n": pa.int32(), "tags": pa.list_(pa.null()), "w": pa.float32()},
+        {"note": pa.string(), "n": pa.int64(), "tags": pa.list_(pa.string()), "w": pa.float64()},
+        {"note": pa.large_string(), "n": pa.int8(), "tags": pa.null(), "w": pa.null()},
+    ]
+    values = {"note": ["a", "b", "c"], "n": [1, 2**40, 3], "tags": [[], ["x"], None]}
+    values["w"] = [0.5, 0.1, None]
+    for at, columns in enumerate(kinds):
+        table = {"image": [f"{at}.png"], "id": [str(at)]}
+        for name, kind in columns.items():
+            value = None if pa.types.is_null(kind) else values[name][at]
+            table[name] = pa.array([value], kind)
+        pq.write_table(pa.table(table), tmp_path / f"{at}.parquet")
+    ended = vlmbatch(
+        *("run", tmp_path, "-t", "caption", "--carry=*", "-o", tmp_path / "out"),
+        *(*echo(), "--max-failure-rate=1"),
+    )
+    assert ended.exit_code == 0, ended
+    found = read_results(tmp_path / "out")
+    assert found["note"].to_pylist() == [None, "b", "c"]
+    assert found["n"].to_pylist() == [1, 2**40, 3]
+    assert found["tags"].to_pylist() == [[], ["x"], None]
+    assert found["w"].to_pylist() == [0.5, 0.1, None]
+
+
+@pytest.mark.parametrize("kinds", [(pa.int64(), pa.float64()), (pa.string(), pa.binary())])
+def test_types_that_nothing_holds_together_are_refused(tmp_path, kinds):
+    for kind in kinds:
+        table = pa.table({"image": ["a.png"], "x": pa.array([None], kind)})
+        pq.write_table(table, tmp_path / f"{kind}.parquet")
+    assert all(f"x: {kind}" in refused(tmp_path).message for kind in kinds)
+
+
 # the Hub's layout
 
 

@@ -19,6 +19,7 @@ from vlmbatch.manifest.columns import ASKED, Columns, row_of
 from vlmbatch.manifest.files import ManifestFile, Place, in_order
 from vlmbatch.manifest.formats import FORMATS, OPEN
 from vlmbatch.manifest.listing import Filters, list_files, sizes_below
+from vlmbatch.manifest.schemas import common_schema
 from vlmbatch.manifest.values import schema_of_both, settled
 from vlmbatch.records import Range, Row
 
@@ -178,7 +179,9 @@ def _looked_at(
             schema = found
         elif format in OPEN:
             schema = schema_of_both(schema, found)
-        elif not _same_columns(schema, found):
+        elif (both := common_schema(schema, found)) is not None:
+            schema = both
+        else:
             raise ManifestError(
                 f"{place.path} has other columns than {places[0][0].path} "
                 f"({_columns(found)} against {_columns(schema)})",
@@ -292,10 +295,6 @@ class RowStream:
                 f"{place.path} ends after {row - start:,} rows, and {file.rows:,} were counted",
                 hint="run the same command again to see what changed",
             )
-
-
-def _same_columns(a: pa.Schema, b: pa.Schema) -> bool:
-    return {f.name: f.type for f in a} == {f.name: f.type for f in b}
 
 
 def _columns(schema: pa.Schema) -> str:
