@@ -28,8 +28,9 @@ from vlmbatch.exports.own import format_named
 from vlmbatch.exports.pictures import Pictures
 from vlmbatch.exports.pieces import Destination, Piece, checked_place, same_settings
 from vlmbatch.exports.quality import checked_filters, quality_drops, stripped
-from vlmbatch.exports.selection import Drop, Selection, Splits
+from vlmbatch.exports.selection import Drop, Selection
 from vlmbatch.exports.source import Source, open_source
+from vlmbatch.exports.splits import Groups, Splits
 from vlmbatch.records import ImageRef
 from vlmbatch.status import rows_wanted
 
@@ -302,7 +303,7 @@ class _Making:
         """The part's examples with the references of their images."""
         source = self._export.source
         examples = source.examples(number, self._selection)
-        splits = self._export.splits
+        splits, groups = self._export.splits, self._groups
         for example, refs in source.with_images(examples, fetched=self._pictures.fetches):
             if not refs:
                 tally.dropped["not_in_manifest"] += len(example.results)
@@ -310,7 +311,14 @@ class _Making:
             if len(refs) > 1 and not self._writer.several_images:
                 tally.dropped["several_images"] += len(example.results)
             else:
-                yield example.in_split(splits.of(refs[0])), refs
+                yield example.in_split(splits.at(groups.of(refs[0]))), refs
+
+    @cached_property
+    def _groups(self) -> Groups:
+        """Of all rows, whatever is exported of them: another selection goes to the same splits."""
+        if len(self._export.splits.names) == 1:
+            return Groups()
+        return Groups(self._export.source.several_images(fetched=self._pictures.fetches))
 
     def _write(self, example: Example, piece: Piece, sinks: dict[str, Sink], tally: Tally) -> None:
         try:
@@ -402,6 +410,21 @@ def _warnings(exported: Export, total: Tally) -> list[str]:
             f"{total.images['shortened']:,} addresses are written without user info and query, "
             "which may be secrets; where images cannot be had without: --images copy"
         )
+    warnings += _far_off(exported.splits, total)
     if not total.exported:
         warnings.append("nothing was exported: no result is left")
     return warnings
+
+
+def _far_off(splits: Splits, total: Tally) -> list[str]:
+    """Splits that got less than half of what was asked for, which is no chance; or nothing."""
+    records = sum(total.records.values())
+    found = []
+    for name, share in splits.shares:
+        got, asked = total.records[name], share * records
+        if records and (not got or (asked >= 50 and got < asked / 2)):
+            found.append(
+                f"{name} has {got:,} of {records:,} records, and {share:.0%} were asked for: all "
+                "rows that share an image, also through others, are in one split"
+            )
+    return found
