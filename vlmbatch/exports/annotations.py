@@ -17,6 +17,7 @@ import xxhash
 
 from vlmbatch.exports.base import Example, Format, Sink, Unsuited
 from vlmbatch.exports.boxes import BOX_OPTIONS, BoxRules, Sieve
+from vlmbatch.exports.carried import write_carried
 from vlmbatch.exports.pieces import Piece
 from vlmbatch.exports.selection import Drop
 from vlmbatch.exports.sinks import LineSink, lines_of
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 class Labelled:
     """One image, with the boxes, points and captions of all rows about it.
 
-    ``path``: as ``base.Picture`` has it; of a copy, relative to the export's folder. ``id``: of
-    its first row.
+    ``path``: as ``base.Picture`` has it; of a copy, relative to the export's folder. ``id`` and
+    ``carried`` (the carried columns) are its first row's.
     """
 
     id: str
@@ -44,7 +45,8 @@ class Labelled:
     looked: bool = True
     """Boxes were asked for: where there are none, none were found."""
     carried: dict[str, Any] = field(default_factory=dict)
-    """The carried columns of its first row."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of each row: ``row``, ``id`` and its carried columns."""
 
 
 @dataclass(slots=True)
@@ -114,6 +116,7 @@ class Annotations(Format):
         is_copied = picture.path in (copy, str(self.export.place / copy))
         yield {
             "image": self._image_of(example),
+            "row": example.row,
             "id": example.id,
             "path": copy if is_copied else picture.path,
             "copied": is_copied,
@@ -154,11 +157,19 @@ class Annotations(Format):
                 image.points += again.points
                 image.captions += again.captions
                 image.looked |= again.looked
+                image.rows += again.rows
                 if line["copied"] and again.path != image.path:
                     (self.export.place / again.path).unlink(missing_ok=True)
             left[digest] -= 1
             if not left[digest]:
                 yield waiting.pop(digest)
+
+    def write_carried(self) -> None:
+        """For formats that have no place for carried columns."""
+        for split in self.found:
+            images = self.labelled(split)
+            lines = ({"file_name": image.path, **row} for image in images for row in image.rows)
+            write_carried(self.export, split, lines)
 
     @cached_property
     def categories(self) -> list[str]:
@@ -211,6 +222,7 @@ def _labelled(line: Mapping[str, Any]) -> Labelled:
         line["captions"],
         line["looked"],
         line["carried"],
+        [{"row": line["row"], "id": line["id"], **line["carried"]}],
     )
 
 

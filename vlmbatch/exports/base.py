@@ -147,7 +147,11 @@ class Format:
 
     def carried(self, example: Example) -> dict[str, Any]:
         """The carried columns, under names that are free in this format."""
-        return {self.free_name(name): value for name, value in example.carried.items()}
+        kinds = {each.name: each.type for each in self.export.source.carried}
+        return {
+            self.free_name(name): plain_value(value, kinds[name])
+            for name, value in example.carried.items()
+        }
 
     def carried_fields(self) -> list[pa.Field]:
         """The same, as columns of a table."""
@@ -157,7 +161,10 @@ class Format:
         ]
 
     def free_name(self, column: str) -> str:
-        return f"carried_{column}" if column in self.taken else column
+        name, others = column, {each.name for each in self.export.source.carried} - {column}
+        while name in self.taken or name in others:
+            name = f"carried_{name}"
+        return name
 
 
 class Lines(Format):
@@ -211,6 +218,20 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         fields = [kind.field(i) for i in range(kind.num_fields)]
         return pa.struct([pa.field(each.name, plain_type(each.type)) for each in fields])
     return kind
+
+
+def plain_value(value: Any, kind: pa.DataType) -> Any:
+    """The value as one of ``plain_type``: a map's pairs are objects, as readers of JSON want."""
+    if value is None:
+        return None
+    if pa.types.is_map(kind):
+        return [{"key": key, "value": plain_value(each, kind.item_type)} for key, each in value]
+    if is_list(kind):
+        return [plain_value(each, kind.value_type) for each in value]
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return {each.name: plain_value(value[each.name], each.type) for each in fields}
+    return value
 
 
 def _feature(kind: pa.DataType) -> Any:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from vlmbatch.errors import RunStopped, UsageError
 from vlmbatch.exports.base import Example, Format, ImageMode, Sink, Unsuited
+from vlmbatch.exports.carried import TAKEN, write_carried
 from vlmbatch.exports.pieces import Piece
 from vlmbatch.exports.sinks import LineSink, lines_of
 from vlmbatch.exports.texts import line_of_text, texts_of
@@ -32,6 +33,7 @@ class Captions(Format):
     images = (ImageMode.COPY, ImageMode.REFERENCE)
     several_images = False
     absolute_paths = True
+    taken = TAKEN
     options = {  # noqa: RUF012
         "extension": "of the text files (.txt)",
         "prefix": "stands before every caption, as a trigger word does",
@@ -48,14 +50,17 @@ class Captions(Format):
             raise UsageError(f"existing={self._existing!r} is neither skip nor overwrite")
         self._copies = f"{export.place}{os.sep}"
 
-    def records(self, example: Example) -> Iterator[dict[str, str]]:
-        path = Path(os.path.splitext(example.images[0].path or "")[0] + self._ending)
+    def records(self, example: Example) -> Iterator[dict[str, Any]]:
+        image = example.images[0].path or ""
+        path = Path(os.path.splitext(image)[0] + self._ending)
         beside = not str(path).startswith(self._copies)
         if beside and self._existing == "skip" and path.exists():
             raise Unsuited("caption_exists")
         texts = [line_of_text(text) for text in texts_of(example)]
         text = "".join(f"{self._prefix}{text}\n" for text in texts)
-        yield {"path": str(path), "text": text}
+        row = {"row": example.row, "id": example.id, **self.carried(example)}
+        about = {"file_name": image.removeprefix(self._copies), **row}
+        yield {"path": str(path), "text": text, "about": about}
 
     def sink(self, piece: Piece, split: str) -> Sink:
         """Texts wait for the end: one of this export is not one that was there before."""
@@ -74,6 +79,8 @@ class Captions(Format):
                     digest = xxhash.xxh3_64_intdigest(line["path"].encode())
                     _write(Path(line["path"]), line["text"], again=digest in seen)
                     seen.add(digest)
+            lines = (line["about"] for piece in self.export.kept(split) for line in lines_of(piece))
+            write_carried(self.export, split, lines)
 
 
 def _write(path: Path, text: str, *, again: bool) -> None:

@@ -14,6 +14,17 @@ from vlmbatch.exports.base import Example, ImageMode, Lines
 from vlmbatch.exports.sinks import join
 from vlmbatch.exports.texts import answers_of, texts_of
 
+IN_FOLDERS = frozenset(("id", "file_name", "file_names", "image", "images"))
+"""Columns of a folder's metadata that mean something."""
+
+
+def free_in_folders(column: str) -> str:
+    """``datasets`` takes any ``..._file_name`` for another image."""
+    for ending in ("_file_name", "_file_names"):
+        if column.endswith(ending):
+            return f"{column.removesuffix(ending)}{ending.replace('file_', 'file')}"
+    return column
+
 
 class ImageFolder(Lines):
     """``train/metadata.jsonl``; ``text`` is the first answer's, ``answers`` has all of them."""
@@ -21,7 +32,10 @@ class ImageFolder(Lines):
     name = "imagefolder"
     about = "images and metadata.jsonl, which datasets.load_dataset reads as a folder"
     images = (ImageMode.COPY,)
-    taken = frozenset(("id", "file_name", "file_names", "image", "images")) | {*("text", "answers")}
+    taken = IN_FOLDERS | {"text", "answers"}
+
+    def free_name(self, column: str) -> str:
+        return free_in_folders(super().free_name(column))
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:
         start, several = len(example.split) + 1, self.export.source.may_have_several
