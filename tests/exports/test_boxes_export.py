@@ -502,6 +502,16 @@ def test_qwens_own_training_gets_the_space_of_each_qwen(
         ("trl", ["--labels=cat"], "the format trl has no setting 'labels'"),
         ("trl", ["--format-arg=completion=yes"], "completion=yes is neither true nor false"),
         ("webdataset", ["--format-arg=shard_rows=few"], "shard_rows=few is no number of rows"),
+        ("captions", ["--format-arg=extension=../x.txt"], "extension=../x.txt is no ending"),
+        ("captions", ["--format-arg=extension="], "extension= is no ending"),
+        ("captions", ["--format-arg=extension=.PNG"], "extension=.PNG is one of images"),
+        ("captions", ["--format-arg=prefix=a\nb"], "the prefix has several lines"),
+        ("captions", ["--format-arg=existing=no"], "existing=no is neither skip nor overwrite"),
+        ("sharegpt", ["--format-arg=name=a,b"], "name=a,b is no name of a data set"),
+        ("qwen-vl", ["--format-arg=max_pixels=1"], "min_pixels=12544 is more than max_pixels=1"),
+        ("coco", ["--split=__vlmbatch=1"], "is no NAME=SHARE"),
+        ("coco", ["--where="], "--where says nothing"),
+        ("jsonl", ["--min-chars=9", "--max-chars=8"], "no text has 9 characters or more and 8"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -512,6 +522,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert said in done.stderr
     assert "->" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["captions", "imagefolder", "webdataset"])
+def test_boxes_are_no_answers_where_only_texts_are(form: str, named: Boxed, tmp_path: Path) -> None:
+    summary = exported(named, tmp_path / "out", form)
+    assert summary["dropped"] == {"failed": 2, "no_text": 7}
+    assert summary["exported"] == summary["records"]["train"] == 7
 
 
 def test_metadata_of_hf_objects_has_its_types_without_any_box(named: Boxed, tmp_path: Path) -> None:

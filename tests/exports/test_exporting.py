@@ -353,6 +353,67 @@ def test_captions_of_rows_about_one_image_are_lines_of_its_text(tmp_path: Path) 
     assert (tmp_path / "photos/1.txt").read_text() == "b\n"
 
 
+def test_a_text_is_about_one_image_alone(tmp_path: Path) -> None:
+    """Trainers find it by the image's name without the ending, whatever that is."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "a.jpg"):
+        (photos / name).write_bytes(picture())
+    columns = {"image": ["photos/a.png", "photos/a.jpg"], "reply": ["one", "other"]}
+    manifest = write_manifest(tmp_path / "m.parquet", columns)
+    assert (
+        vlmbatch("run", manifest, *echo(reply_from="reply"), "-o", tmp_path / "out").exit_code == 0
+    )
+    message = refused(tmp_path / "out", tmp_path / "a", "captions", "--images", "reference")
+    assert "a.txt would be the text of" in message
+    assert "--images copy" in message
+    assert not (photos / "a.txt").exists()
+    export(tmp_path / "out", tmp_path / "b", "captions")
+    texts = sorted(path.read_text() for path in (tmp_path / "b/train").glob("*.txt"))
+    assert texts == ["one\n", "other\n"]
+
+
+def test_an_image_called_as_a_text_is_not_replaced_by_it(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(picture())
+    manifest = write_manifest(tmp_path / "m.parquet", {"image": ["b.txt"], "reply": ["one"]})
+    assert (
+        vlmbatch("run", manifest, *echo(reply_from="reply"), "-o", tmp_path / "out").exit_code == 0
+    )
+    beside = ("--images", "reference", "--format-arg", "existing=overwrite")
+    summary = export(tmp_path / "out", tmp_path / "a", "captions", *beside)
+    assert summary["dropped"] == {"caption_exists": 1}
+    assert (tmp_path / "b.txt").read_bytes() == picture()
+
+
+def test_splits_of_a_folder_have_the_same_types_also_where_all_of_a_column_is_null(
+    tmp_path: Path,
+) -> None:
+    import datasets
+
+    (tmp_path / "p").mkdir()
+    for i in range(12):
+        (tmp_path / f"p/{i}.png").write_bytes(picture(colour=f"#0000{i:02x}"))
+    columns = {
+        "image": [f"p/{i}.png" for i in range(12)],
+        "question": ["q?"] * 12,
+        "reply": [["a caption", "an answer" if i == 3 else ""] for i in range(12)],
+        "source": ["here" if i == 3 else None for i in range(12)],
+    }
+    manifest = write_manifest(tmp_path / "m.parquet", columns)
+    run = vlmbatch(
+        *("run", manifest, "-t", "caption", "-t", "vqa", *echo(reply_from="reply")),
+        *("--carry=source", "--max-failure-rate=1", "-o", tmp_path / "out"),
+    )
+    assert run.exit_code == 0, run
+    export(tmp_path / "out", tmp_path / "a", "imagefolder", "--split", "train=0.5,test=0.5")
+    found = datasets.load_dataset(
+        "imagefolder", data_dir=str(tmp_path / "a"), cache_dir=str(tmp_path / "cache")
+    )
+    assert {len(rows) > 0 for rows in found.values()} == {True}
+    answers = [a for rows in found.values() for row in rows for a in row["answers"]]
+    assert sorted({a["question"] or "" for a in answers}) == ["", "q?"]
+
+
 # once more, and after a kill
 
 

@@ -125,7 +125,8 @@ class Exported:
                 each = (f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items())
                 lines.append(f"  {name}: {', '.join(each)}")
         rate = f", {self.rows_per_second:,.0f} rows/s" if self.rows_per_second else ""
-        lines.append(f"  {', '.join(self.files[:6])} in {self.destination}")
+        if self.files:
+            lines.append(f"  {', '.join(self.files[:6])} in {self.destination}")
         lines.append(f"  {self.seconds:,.1f} s{rate}")
         if self.pieces_resumed:
             lines.append(f"  {self.pieces_resumed:,} of {self.pieces:,} pieces were there already")
@@ -410,21 +411,22 @@ def _warnings(exported: Export, total: Tally) -> list[str]:
             f"{total.images['shortened']:,} addresses are written without user info and query, "
             "which may be secrets; where images cannot be had without: --images copy"
         )
-    warnings += _far_off(exported.splits, total)
+    warnings += _far_off(exported, total)
     if not total.exported:
         warnings.append("nothing was exported: no result is left")
     return warnings
 
 
-def _far_off(splits: Splits, total: Tally) -> list[str]:
-    """Splits that got less than half of what was asked for, which is no chance; or nothing."""
+def _far_off(exported: Export, total: Tally) -> list[str]:
+    """Splits without anything, or with less than half of what was asked for, which is no chance."""
     records = sum(total.records.values())
+    shares = ": all rows that share an image, also through others, are in one split"
+    why = shares if exported.source.may_have_several else ""
     found = []
-    for name, share in splits.shares:
+    for name, share in exported.splits.shares:
         got, asked = total.records[name], share * records
         if records and (not got or (asked >= 50 and got < asked / 2)):
             found.append(
-                f"{name} has {got:,} of {records:,} records, and {share:.0%} were asked for: all "
-                "rows that share an image, also through others, are in one split"
+                f"{name} has {got:,} of {records:,} records, where {asked:,.3g} were asked for{why}"
             )
     return found

@@ -13,6 +13,8 @@ from vlmbatch.errors import UsageError
 Drop = Callable[[pa.RecordBatch], "pa.Array"]
 """Of a batch of results, for each the reason to leave it out (a string), or null."""
 
+WHERE = "it is SQL over their columns, as in: \"finish_reason = 'stop' and task = 'caption'\""
+
 
 class Selection:
     """Leaves out failed results, and what the user does not want; counts by reason.
@@ -38,6 +40,11 @@ class Selection:
         asked: list[Drop] = []
         if where is not None:
             asked.append(Where(where, schema))
+        if min_chars is not None and max_chars is not None and min_chars > max_chars:
+            raise UsageError(
+                f"no text has {min_chars} characters or more and {max_chars} or fewer",
+                hint="--min-chars is the smaller one",
+            )
         if min_chars is not None or max_chars is not None:
             asked.append(lambda batch: _by_length(batch, min_chars, max_chars))
         self._drops = [*asked, *drops]
@@ -72,6 +79,8 @@ class Where:
 
         self._expression = expression
         self._duckdb = duckdb.connect(config={"threads": "1", "enable_external_access": "false"})
+        if not expression.strip():
+            raise UsageError("--where says nothing", hint=WHERE)
         try:
             self._holds(pa.RecordBatch.from_pylist([], schema=schema))
         except duckdb.Error as error:
@@ -79,8 +88,7 @@ class Where:
             said = " ".join(said.split())
             raise UsageError(
                 f"--where {expression!r} is no condition on the results: {said}",
-                hint="it is SQL over their columns, as in: "
-                "\"finish_reason = 'stop' and task = 'caption'\"",
+                hint=WHERE,
             ) from None
 
     def __call__(self, batch: pa.RecordBatch) -> pa.Array:

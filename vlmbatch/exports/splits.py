@@ -134,7 +134,7 @@ def _shares(text: str) -> list[tuple[str, float]]:
             share = float(number)
         except ValueError:
             share = 0.0
-        if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not 0 < share <= 1:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name) or not 0 < share <= 1:
             raise UsageError(
                 f"--split {text!r}: {item.strip()!r} is no NAME=SHARE",
                 hint="as in --split train=0.9,val=0.1",
