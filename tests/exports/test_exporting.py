@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -311,13 +312,18 @@ def test_an_image_that_is_broken_by_now_looks_like_no_other(output: Path, tmp_pa
 
 def test_the_manifest_may_have_moved(tmp_path: Path) -> None:
     output = answered(outputs.paths(tmp_path / "data"), tmp_path / "out")
+    assert export(output, tmp_path / "here", "jsonl")["warnings"] == []
     (tmp_path / "data").rename(tmp_path / "elsewhere")
+    summary = export(output, tmp_path / "names", "jsonl")  # which needs no more than the results
+    assert summary["images"] == {"referenced": ROWS - 1, "not_there": ROWS - 1}
+    assert "5 of the images that are named are not there" in summary["warnings"][0]
     message = refused(output, tmp_path / "a", "trl")
     assert "No such file" in message
     assert "--manifest" in message
     moved = tmp_path / "elsewhere/manifest.parquet"
     assert export(output, tmp_path / "a", "trl", "--manifest", moved)["rows"] == ROWS - 1
     export(output, tmp_path / "c", "jsonl", "--manifest", moved)
+    assert export(output, tmp_path / "c", "jsonl", "--manifest", moved)["warnings"] == []
     named = [line["images"][0] for line in lines(tmp_path / "c/train.jsonl")]
     assert colour_of((tmp_path / "c" / named[0]).read_bytes()) == outputs.COLOURS[0]
     pq.write_table(outputs.manifest_of(["photos/1.png"] * ROWS), moved)
@@ -463,6 +469,31 @@ def test_a_killed_export_goes_on_where_it_was(form: str, long: Path, tmp_path: P
         assert summary[key] == whole[key], key
     assert not (place / OURS / "kept").exists()
     assert export(long, place, form, "--split", "train=0.7,val=0.3")["pieces_resumed"] == 30
+
+
+@pytest.mark.parametrize("form", ["captions", "imagefolder"])
+def test_a_full_disk_is_named_and_space_lets_the_export_go_on(
+    form: str, long: Path, tmp_path: Path
+) -> None:
+    """On a disk of its own, which only the export sees."""
+    place = tmp_path / "full"
+    place.mkdir()
+    code = (
+        f"mount -t tmpfs -o size=200k none {place} || exit 99; "
+        f'"$@"; echo CODE $? >&2; mount -o remount,size=64m {place} || exit 99; "$@"'
+    )
+    export = [sys.executable, "-m", "vlmbatch", "export", long, place / "a", "--to", form, "--json"]
+    words = ["unshare", "-m", "sh", "-c", code, "sh", *map(str, export)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if "unshare:" in done.stderr or done.returncode == 99:
+        pytest.skip(f"no disk can be mounted here: {done.stderr[-200:]}")
+    assert done.returncode == 0, done
+    said, _, after = done.stderr.partition("CODE ")
+    assert after.startswith("1\n")
+    assert f"Error: cannot write {place / 'a'}" in said
+    assert "No space left on device\n  -> free some space and run the same command" in said
+    summary = json.loads(done.stdout)
+    assert (summary["exported"], summary["pieces"]) == (120, 30)
 
 
 def test_another_export_is_refused_and_replaced_when_asked(output: Path, tmp_path: Path) -> None:

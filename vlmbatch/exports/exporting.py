@@ -32,6 +32,7 @@ from vlmbatch.exports.selection import Drop, Selection
 from vlmbatch.exports.source import Source, open_source
 from vlmbatch.exports.splits import Groups, Splits
 from vlmbatch.records import ImageRef
+from vlmbatch.results.store import reported
 from vlmbatch.status import rows_wanted
 
 
@@ -239,7 +240,8 @@ def export(
             making = _Making(exported, writer, selection, fetching)
             total, resumed = making.all_pieces()
         if not is_done:
-            writer.finish()
+            with reported(target.place):
+                writer.finish()
             target.write_settings({**state, "state": "done", "tally": total.to_json()})
         target.end()
         files = (target.settings or {}).get("wrote", [])
@@ -291,8 +293,9 @@ class _Making:
                     if self.rows % 1000 == 0:
                         bar.update(1000)
             finally:
-                for sink in sinks.values():
-                    sink.close()
+                with reported(target.place):
+                    for sink in sinks.values():
+                        sink.close()
             tally.results = selection.results
             tally.dropped.update(selection.dropped)
             tally.images, tally.boxes = pictures.counts, self._writer.boxes
@@ -319,7 +322,7 @@ class _Making:
         """Of all rows, whatever is exported of them: another selection goes to the same splits."""
         if len(self._export.splits.names) == 1:
             return Groups()
-        return Groups(self._export.source.several_images(fetched=self._pictures.fetches))
+        return Groups(self._export.source.several_images())
 
     def _write(self, example: Example, piece: Piece, sinks: dict[str, Sink], tally: Tally) -> None:
         try:
@@ -327,10 +330,11 @@ class _Making:
         except Unsuited as why:
             tally.dropped[why.reason] += len(example.results)
             return
-        if example.split not in sinks:
-            sinks[example.split] = self._writer.sink(piece, example.split)
-        for record in records:
-            sinks[example.split].add(record)
+        with reported(self._export.place):
+            if example.split not in sinks:
+                sinks[example.split] = self._writer.sink(piece, example.split)
+            for record in records:
+                sinks[example.split].add(record)
         tally.rows += 1
         tally.exported += len(example.results)
         tally.records[example.split] += len(records)
@@ -405,6 +409,11 @@ def _warnings(exported: Export, total: Tally) -> list[str]:
         warnings.append(
             f"the run is not finished: {committed:,} of {wanted:,} rows are answered, and only "
             "those are exported"
+        )
+    if total.images["not_there"]:
+        warnings.append(
+            f"{total.images['not_there']:,} of the images that are named are not there: if they "
+            "moved with the manifest, name it with --manifest"
         )
     if total.images["shortened"]:
         warnings.append(

@@ -143,8 +143,9 @@ class Source:
             named = example.results[0].images or (example.results[0].image,)
             yield example, self._images_of(example.row, named, fetched=fetched)
 
-    def several_images(self, *, fetched: bool) -> Iterator[tuple[ImageRef, ...]]:
-        """The images of each row that has several, whatever became of it; as ``with_images``."""
+    def several_images(self) -> Iterator[tuple[ImageRef, ...]]:
+        """The images of each row that has several, whatever became of it; as ``with_images``, but
+        plain paths always by the results: rows may have left the manifest."""
         if not self.may_have_several:
             return
         columns = ["row", "request", "sample", "images"]
@@ -155,7 +156,7 @@ class Source:
                 for row, named in zip(
                     batch["row"].to_pylist(), batch["images"].to_pylist(), strict=True
                 ):
-                    if images := self._images_of(row, named, fetched=fetched):
+                    if images := self._images_of(row, named, fetched=False):
                         yield images
 
     def _images_of(
