@@ -178,8 +178,8 @@ def test_the_columns_are_divided_as_the_images_and_go_when_another_export_comes(
     output: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "out"
-    exported(output, place, "yolo", "--split", "a=0.5,b=0.5")
-    found = {name: lines(f"carried_{name}.jsonl")(place) for name in "ab"}
+    exported(output, place, "yolo", "--split", "val=0.5,train=0.5")
+    found = {name: lines(f"carried_{name}.jsonl")(place) for name in ("val", "train")}
     assert sorted(row["row"] for rows in found.values() for row in rows) == [0, 1, 2, 3]
     for name, rows in found.items():
         assert {row["file_name"] for row in rows} == {

@@ -391,6 +391,29 @@ def test_an_image_called_as_a_text_is_not_replaced_by_it(tmp_path: Path) -> None
     assert (tmp_path / "b.txt").read_bytes() == picture()
 
 
+@pytest.mark.parametrize(
+    ("form", "kind", "options"),
+    [("trl", "parquet", ["--images", "copy"]), ("imagefolder", "imagefolder", [])],
+)
+def test_images_called_as_a_split_are_no_split(
+    form: str, kind: str, options: list[str], tmp_path: Path
+) -> None:
+    import datasets
+
+    names = ["p/my-test.png", "p/val_1.png", "p/1.png", "p/test/dev.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    manifest = write_manifest(tmp_path / "m.parquet", {"image": names, "reply": list("abcd")})
+    run = vlmbatch("run", manifest, *echo(reply_from="reply"), "-o", tmp_path / "out")
+    assert run.exit_code == 0, run
+    export(tmp_path / "out", tmp_path / "a", form, *options)
+    found = datasets.load_dataset(
+        kind, data_dir=str(tmp_path / "a"), cache_dir=str(tmp_path / "cache")
+    )
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 4}
+
+
 def test_splits_of_a_folder_have_the_same_types_also_where_all_of_a_column_is_null(
     tmp_path: Path,
 ) -> None:

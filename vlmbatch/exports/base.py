@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from vlmbatch.exports.exporting import Export
 
 
+SPLITS_OF_DATASETS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""By which ``datasets`` (data_files.py) tells files and folders apart; all others are ``train``."""
+
+
 class ImageMode(StrEnum):
     """How an export has its images."""
 
@@ -114,6 +122,8 @@ class Format:
     images that are stored turned are copied upright, also where the others are named."""
     endings: ClassVar[frozenset[str]] = frozenset(("jpg", "png", "webp", "gif", "bmp"))
     """Of files that its consumers open; images of other formats become PNG or JPEG."""
+    split_names: ClassVar[Mapping[str, str]] = {}
+    """Those that its consumers know, and what each is to them; any, where it is empty."""
     options: ClassVar[Mapping[str, str]] = {}
     """Settings of its own (``--format-arg KEY=VALUE``): what each is."""
     taken: ClassVar[frozenset[str]] = frozenset()

@@ -209,7 +209,7 @@ def export(
         changed=partial(stripped, source) if settings.strip_preambles else None,
     )
     selected()  # is checked
-    exported.splits  # noqa: B018  is checked
+    _check_split_names(exported.splits.names, kind)
     told = _told(exported, kind, mode)
     with target.held():
         before = target.settings
@@ -357,6 +357,26 @@ def _image_mode(kind: type[Format], asked: ImageMode | None) -> ImageMode:
             hint=f"--images {' or '.join(kind.images)}",
         )
     return asked or kind.images[0]
+
+
+def _check_split_names(names: Sequence[str], kind: type[Format]) -> None:
+    """Raises UsageError for splits that the format's consumers would take for one."""
+    if not kind.split_names:
+        return
+    known = [kind.split_names.get(name) for name in names]
+    if None in known or len(set(known)) < len(known):
+        raise UsageError(
+            f"readers of {kind.name} cannot tell the splits {', '.join(names)} apart",
+            hint=f"of each of these, one: {_alike(kind.split_names)}",
+        )
+
+
+def _alike(names: Mapping[str, str]) -> str:
+    """``train; val, validation; test``."""
+    found: dict[str, list[str]] = {}
+    for name, meaning in names.items():
+        found.setdefault(meaning, []).append(name)
+    return "; ".join(", ".join(each) for each in found.values())
 
 
 def _told(exported: Export, kind: type[Format], mode: ImageMode) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from vlmbatch.exports.annotations import Annotations, Labelled
-from vlmbatch.exports.base import Example, ImageMode
+from vlmbatch.exports.base import SPLITS_OF_DATASETS, Example, ImageMode
 from vlmbatch.exports.boxes import xywh
 from vlmbatch.exports.carried import type_in_json, value_from_json
 from vlmbatch.exports.imagefolder import IN_FOLDERS, free_in_folders
@@ -43,6 +43,7 @@ class HfObjects(Annotations):
     name = "hf-objects"
     about = "boxes: SPLIT/metadata.parquet beside images, for load_dataset('imagefolder')"
     images = (ImageMode.COPY,)
+    split_names = SPLITS_OF_DATASETS
     taken = frozenset((*SCHEMA.names, *IN_FOLDERS))
 
     def free_name(self, column: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmbatch.exports.base import Example, Format, ImageMode, Sink
+from vlmbatch.exports.base import SPLITS_OF_DATASETS, Example, Format, ImageMode, Sink
 from vlmbatch.exports.pieces import Piece
 from vlmbatch.exports.selection import Drop
 from vlmbatch.exports.sinks import ParquetSink, join_tables
@@ -38,6 +38,7 @@ class ImageFolder(Format):
     name = "imagefolder"
     about = "images and metadata.parquet, which datasets.load_dataset reads as a folder"
     images = (ImageMode.COPY,)
+    split_names = SPLITS_OF_DATASETS
     taken = IN_FOLDERS | {"text", "answers"}
 
     def free_name(self, column: str) -> str:

@@ -31,6 +31,7 @@ class Yolo(Annotations):
     about = "boxes: data.yaml, images/SPLIT, labels/SPLIT, for ultralytics and its like"
     images = (ImageMode.COPY,)
     endings = frozenset(("jpg", "png", "webp", "bmp"))
+    split_names = _KEYS
     taken = TAKEN
 
     def copy_to(self, example: Example, name: str) -> str:
