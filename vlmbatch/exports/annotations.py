@@ -43,7 +43,7 @@ class Labelled:
     points: list[Point] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     looked: bool = True
-    """Boxes were asked for: where there are none, none were found."""
+    """Boxes were asked for: where there are none, nothing was found."""
     carried: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Of each row: ``row``, ``id`` and its carried columns."""
@@ -78,7 +78,7 @@ class Annotations(Format):
         self._captioning = [t.name for t in export.source.tasks.values() if _captions(t.kind)]
 
     def drops(self) -> Sequence[Drop]:
-        return (self._no_boxes, _other_samples)
+        return (self._no_boxes, _other_samples, *(() if self.has_points else (_only_points,)))
 
     def _no_boxes(self, batch: pa.RecordBatch) -> pa.Array:
         """Answers that are texts; captions are one where the format has a place for them."""
@@ -233,6 +233,12 @@ def _captions(kind: TaskKind) -> bool:
 def _other_samples(batch: pa.RecordBatch) -> pa.Array:
     """One image has its boxes once."""
     return _reason(pc.greater(batch["sample"], 0), "another_sample")
+
+
+def _only_points(batch: pa.RecordBatch) -> pa.Array:
+    """Something is in the image, though no box says where: without any, it would be empty."""
+    some, none = (pc.list_value_length(batch[name]) for name in ("points", "boxes"))
+    return _reason(pc.fill_null(pc.and_(pc.greater(some, 0), pc.equal(none, 0)), False), "points")
 
 
 def _reason(holds: pa.Array, reason: str) -> pa.Array:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pyarrow as pa
@@ -157,18 +157,19 @@ class Format:
 
     def carried(self, example: Example) -> dict[str, Any]:
         """The carried columns, under names that are free in this format."""
-        kinds = {each.name: each.type for each in self.export.source.carried}
         return {
-            self.free_name(name): plain_value(value, kinds[name])
-            for name, value in example.carried.items()
+            name: plain_value(example.carried[each.name], each.type)
+            for name, each in self.columns.items()
         }
 
     def carried_fields(self) -> list[pa.Field]:
         """The same, as columns of a table."""
-        return [
-            pa.field(self.free_name(each.name), plain_type(each.type))
-            for each in self.export.source.carried
-        ]
+        return [pa.field(name, plain_type(each.type)) for name, each in self.columns.items()]
+
+    @cached_property
+    def columns(self) -> dict[str, pa.Field]:
+        """The carried columns by their names in this format."""
+        return {self.free_name(each.name): each for each in self.export.source.carried}
 
     def free_name(self, column: str) -> str:
         name, others = column, {each.name for each in self.export.source.carried} - {column}

@@ -57,7 +57,7 @@ class HfObjects(Annotations):
             self.export.destination.write(f"{split}/metadata.parquet", partial(self._write, split))
 
     def _write(self, split: str, file: BinaryIO) -> None:
-        columns = {self.free_name(each.name): each.type for each in self.export.source.carried}
+        columns = {name: each.type for name, each in self.columns.items()}
         fields = [pa.field(name, type_in_json(kind)) for name, kind in columns.items()]
         sink = ParquetSink(file, pa.schema([*SCHEMA, *fields]))
         for image in self.labelled(split):
