@@ -34,21 +34,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--formats", nargs="+", default=FORMATS)
+    parser.add_argument(
+        "--pairs", action="store_true", help="rows of two images, ten in a chain, with --split"
+    )
     parser.add_argument("--write", action="store_true", help="write benchmarks/export_rows.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        output = make_output(Path(folder), options.rows)
-        figures = {"rows": options.rows, "cpus": os.cpu_count()}
-        figures |= {form: measure(output, Path(folder) / form, form) for form in options.formats}
+        output = make_output(Path(folder), options.rows, pairs=options.pairs)
+        more = ["--split", "train=0.9,val=0.1"] if options.pairs else []
+        figures: dict[str, Any] = {"rows": options.rows, "cpus": os.cpu_count()}
+        for form in options.formats:
+            figures[form] = measure(output, Path(folder) / form, form, *more)
     text = json.dumps(figures, indent=1)
     print(text)
     if options.write:
         (HERE / "export_rows.json").write_text(text + "\n")
 
 
-def measure(output: Path, place: Path, form: str) -> dict[str, Any]:
+def measure(output: Path, place: Path, form: str, *more: str) -> dict[str, Any]:
     """Of one export in a process of its own."""
     command = [sys.executable, "-m", "vlmbatch", "export", str(output), str(place), "--to", form]
+    command += more
     began = time.monotonic()
     before = os.times()
     peak = 0
@@ -84,11 +90,13 @@ def _peak(pid: int) -> int:
     return 0
 
 
-def make_output(folder: Path, rows: int) -> Path:
-    """Two answers about each of so many paths."""
+def make_output(folder: Path, rows: int, *, pairs: bool = False) -> Path:
+    """Two answers about each of so many paths, or pairs of them."""
     manifest, output = folder / "manifest.parquet", folder / "out"
     numbers = range(rows)
-    columns = {"image": [f"photos/{n % 1000:03d}/{n:08d}.jpg" for n in numbers]}
+    columns: dict[str, list[Any]] = {"image": [path_of(n) for n in numbers]}
+    if pairs:
+        columns["image"] = [pair_of(n) for n in numbers]
     columns["id"] = [f"photo-{n}" for n in numbers]
     columns["question"] = ["What is on the table?"] * rows
     pq.write_table(pa.table(columns), manifest, row_group_size=50_000)
@@ -101,12 +109,22 @@ def make_output(folder: Path, rows: int) -> Path:
     schema = result_schema()
     for number, first in enumerate(range(0, rows, run_file.part_rows)):
         part = Range(first, min(rows, first + run_file.part_rows))
-        batches = results(part, schema)
+        batches = results(part, schema, pairs=pairs)
         write_part(store, number, batches, schema=schema, run=run_file.run, epoch=1, rows=part)
     return output
 
 
-def results(part: Range, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def path_of(number: int) -> str:
+    return f"photos/{number % 1000:03d}/{number:08d}.jpg"
+
+
+def pair_of(row: int) -> list[str]:
+    """Its second image is the first one of the next row, but for every tenth."""
+    chain, place = divmod(row, 10)
+    return [path_of(chain * 11 + place), path_of(chain * 11 + place + 1)]
+
+
+def results(part: Range, schema: pa.Schema, *, pairs: bool) -> Iterator[pa.RecordBatch]:
     for first in range(part.first, part.stop, AT_ONCE):
         rows = range(first, min(part.stop, first + AT_ONCE))
         twice = [row for row in rows for _ in range(2)]
@@ -124,7 +142,8 @@ def results(part: Range, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             "finish_reason": ["stop"] * count,
             "prompt_tokens": [100] * count,
             "completion_tokens": [60, 6] * len(rows),
-            "image": [f"photos/{row % 1000:03d}/{row:08d}.jpg" for row in twice],
+            "image": [pair_of(row)[0] if pairs else path_of(row) for row in twice],
+            "images": [pair_of(row) if pairs else None for row in twice],
             "image_width": [1024] * count,
             "image_height": [768] * count,
             "model": ["echo"] * count,

@@ -19,29 +19,40 @@ GONE = 4
 COLOURS = ["#ff0000", "#00ff00", "#0000ff", "#ffff00", "#ff00ff", "#00ffff"]
 SECOND = "#808080"
 """The second image of a row that has two."""
+PAIRED = (1, 3)
+"""The rows that have two in ``some_pairs``."""
+TASKS = ("caption", "vqa", "detect")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """An output in ``folder``; about each row that succeeded: its images' colours, its texts."""
+    """An output of TASKS in ``folder``, and what it says about each row."""
 
     folder: Path
-    kind: str
+    has_pairs: bool = False
 
     @property
     def rows(self) -> list[int]:
+        """Those that succeeded, but for boxes in two images."""
         return [row for row in range(ROWS) if row != GONE]
 
-    @property
-    def several(self) -> bool:
-        return self.kind == "pairs"
-
     def colours(self, row: int) -> list[str]:
-        return [COLOURS[row], SECOND] if self.several else [COLOURS[row]]
+        """Of its images."""
+        return [COLOURS[row], SECOND] if self.has_pairs and row in PAIRED else [COLOURS[row]]
 
-    @staticmethod
-    def texts(row: int) -> list[str]:
-        return [f"caption {row}.", f"answer {row}"]
+    def answers(self, row: int) -> dict[str, str]:
+        """By task; a box as ``box_text`` has it."""
+        if row == GONE:
+            return {}
+        found = {"caption": f"caption {row}.", "vqa": f"answer {row}"}
+        if len(self.colours(row)) == 1:
+            found["detect"] = box_text("cat", 0, 0, 6, 2 * (row % 3 + 1))
+        return found
+
+
+def box_text(label: str, *edges: float) -> str:
+    """A box in pixels, as a text to compare."""
+    return " ".join([label, *(f"{edge:.2f}" for edge in edges)])
 
 
 def square(colour: str, **save: Any) -> bytes:
@@ -62,11 +73,16 @@ def manifest_of(images: list[Any], kind: pa.DataType | None = None) -> pa.Table:
             "image": pa.array(images, kind),
             "id": [f"id-{i}" for i in range(rows)],
             "question": [f"question {i}?" for i in range(rows)],
-            "reply": [[f"caption {i}.", f"answer {i}"] for i in range(rows)],
+            "reply": [[f"caption {i}.", f"answer {i}", _said_box(i)] for i in range(rows)],
             "licence": ["cc-by-4.0"] * rows,
             "messages": [{"n": i, "words": ["mine"]} for i in range(rows)],
         }
     )
+
+
+def _said_box(row: int) -> str:
+    """As a Qwen3-VL says it, in thousandths of the image."""
+    return f'[{{"bbox_2d": [0, 0, 500, {250 * (row % 3 + 1)}], "label": "cat"}}]'
 
 
 def write_pictures(folder: Path) -> list[str]:
@@ -103,6 +119,13 @@ def pairs(place: Path) -> Path:
     return place / "manifest.parquet"
 
 
+def some_pairs(place: Path) -> Path:
+    names = write_pictures(place / "photos")
+    images = [[name, "photos/second.png"][: 1 + (row in PAIRED)] for row, name in enumerate(names)]
+    pq.write_table(manifest_of(images), place / "manifest.parquet")
+    return place / "manifest.parquet"
+
+
 def on_s3(place: Path, fs: Any, bucket: str) -> str:
     """The same as ``paths``, as objects of a bucket."""
     paths(place)
@@ -112,21 +135,13 @@ def on_s3(place: Path, fs: Any, bucket: str) -> str:
     return f"s3://{bucket}/manifest.parquet"
 
 
-def answered(manifest: Path | str, output: Path, *options: str | Path) -> Path:
-    """A run of captions and questions over it, with known answers."""
+def answered(manifest: Path | str, output: Path, *options: str | Path, boxes: bool = False) -> Path:
+    """A run of captions and questions (and ``boxes``) over it, with known answers."""
+    detect = ("-t", "detect", "--labels", "cat", "--family", "qwen3_vl") if boxes else ()
     run = vlmbatch(
-        *("run", manifest, "-t", "caption", "-t", "vqa", *echo(reply_from="reply"), "-o", output),
-        *(
-            "--carry",
-            "licence",
-            "--carry",
-            "messages",
-            "--max-failure-rate",
-            "1",
-            "--part-rows",
-            "4",
-            *options,
-        ),
+        *("run", manifest, "-t", "caption", "-t", "vqa", *detect, *echo(reply_from="reply")),
+        *("-o", output, "--carry", "licence", "--carry", "messages"),
+        *("--max-failure-rate", "1", "--part-rows", "4", *options),
     )
     assert run.exit_code == 0, run
     return output

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from tests.exports.boxed import COLOURS, GONE, TURNED, Boxed, boxed, colour_of
-from tests.harness import vlmbatch
+from tests.harness import echo, picture, vlmbatch, write_manifest
 from vlmbatch.exports import FORMATS
 from vlmbatch.exports.base import Format
 from vlmbatch.exports.exporting import export
@@ -502,6 +502,19 @@ def test_qwens_own_training_gets_the_space_of_each_qwen(
         ("trl", ["--labels=cat"], "the format trl has no setting 'labels'"),
         ("trl", ["--format-arg=completion=yes"], "completion=yes is neither true nor false"),
         ("webdataset", ["--format-arg=shard_rows=few"], "shard_rows=few is no number of rows"),
+        ("captions", ["--format-arg=extension=../x.txt"], "extension=../x.txt is no ending"),
+        ("captions", ["--format-arg=extension="], "extension= is no ending"),
+        ("captions", ["--format-arg=extension=.PNG"], "extension=.PNG is one of images"),
+        ("captions", ["--format-arg=prefix=a\nb"], "the prefix has several lines"),
+        ("captions", ["--format-arg=existing=no"], "existing=no is neither skip nor overwrite"),
+        ("sharegpt", ["--format-arg=name=a,b"], "name=a,b is no name of a data set"),
+        ("qwen-vl", ["--format-arg=max_pixels=1"], "min_pixels=12544 is more than max_pixels=1"),
+        ("coco", ["--split=__vlmbatch=1"], "is no NAME=SHARE"),
+        ("yolo", ["--split=learn=0.5,val=0.5"], "cannot tell the splits learn, val apart"),
+        ("trl", ["--split=train=0.5,holdout=0.5"], "cannot tell the splits train, holdout apart"),
+        ("imagefolder", ["--split=val=0.5,dev=0.5"], "cannot tell the splits val, dev apart"),
+        ("coco", ["--where="], "--where says nothing"),
+        ("jsonl", ["--min-chars=9", "--max-chars=8"], "no text has 9 characters or more and 8"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -512,6 +525,51 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert said in done.stderr
     assert "->" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["captions", "imagefolder", "webdataset"])
+def test_boxes_are_no_answers_where_only_texts_are(form: str, named: Boxed, tmp_path: Path) -> None:
+    summary = exported(named, tmp_path / "out", form)
+    assert summary["dropped"] == {"failed": 2, "no_text": 7}
+    assert summary["exported"] == summary["records"]["train"] == 7
+
+
+@pytest.fixture(scope="module")
+def pointed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captions, and a box, a point, and nothing in three pictures."""
+    place = tmp_path_factory.mktemp("pointed")
+    found = [
+        [{"bbox_2d": [0, 0, 500, 500], "label": "a"}],
+        [{"point_2d": [9, 9], "label": "a"}],
+        [],
+    ]
+    replies = [[f"caption {i}.", json.dumps(each)] for i, each in enumerate(found)]
+    pictures = [picture(40, 30, colour) for colour in ("red", "green", "blue")]
+    manifest = write_manifest(place / "m.parquet", {"image": pictures, "reply": replies})
+    run = vlmbatch(
+        *("run", manifest, "-t", "caption", "-t", "detect", "--labels=a", "--family=qwen3_vl"),
+        *(*echo(reply_from="reply"), "-o", place / "out"),
+    )
+    assert run.exit_code == 0, run
+    return place / "out"
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_an_image_with_points_alone_is_not_taken_for_empty(
+    form: str, pointed: Path, tmp_path: Path
+) -> None:
+    done = vlmbatch("export", pointed, tmp_path / "out", "--to", form, "--json")
+    assert done.exit_code == 0, done
+    points = {} if form == "label-studio" else {"points": 1}
+    captions = {} if form == "coco" else {"no_boxes": 3}
+    assert done.json["dropped"] == {**points, **captions}
+    if form == "coco":
+        content = json.loads((tmp_path / "out/instances_train.json").read_text())
+        assert [image["id"] for image in content["images"]] == [1, 2]
+        content = json.loads((tmp_path / "out/captions_train.json").read_text())
+        assert len(content["images"]) == 3
+    elif form == "yolo":
+        assert len(list((tmp_path / "out/images/train").iterdir())) == 2
 
 
 def test_metadata_of_hf_objects_has_its_types_without_any_box(named: Boxed, tmp_path: Path) -> None:

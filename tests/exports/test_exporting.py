@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -311,13 +312,18 @@ def test_an_image_that_is_broken_by_now_looks_like_no_other(output: Path, tmp_pa
 
 def test_the_manifest_may_have_moved(tmp_path: Path) -> None:
     output = answered(outputs.paths(tmp_path / "data"), tmp_path / "out")
+    assert export(output, tmp_path / "here", "jsonl")["warnings"] == []
     (tmp_path / "data").rename(tmp_path / "elsewhere")
+    summary = export(output, tmp_path / "names", "jsonl")  # which needs no more than the results
+    assert summary["images"] == {"referenced": ROWS - 1, "not_there": ROWS - 1}
+    assert "5 of the images that are named are not there" in summary["warnings"][0]
     message = refused(output, tmp_path / "a", "trl")
     assert "No such file" in message
     assert "--manifest" in message
     moved = tmp_path / "elsewhere/manifest.parquet"
     assert export(output, tmp_path / "a", "trl", "--manifest", moved)["rows"] == ROWS - 1
     export(output, tmp_path / "c", "jsonl", "--manifest", moved)
+    assert export(output, tmp_path / "c", "jsonl", "--manifest", moved)["warnings"] == []
     named = [line["images"][0] for line in lines(tmp_path / "c/train.jsonl")]
     assert colour_of((tmp_path / "c" / named[0]).read_bytes()) == outputs.COLOURS[0]
     pq.write_table(outputs.manifest_of(["photos/1.png"] * ROWS), moved)
@@ -351,6 +357,90 @@ def test_captions_of_rows_about_one_image_are_lines_of_its_text(tmp_path: Path) 
     assert (summary["exported"], summary["dropped"]) == (3, {})
     assert (tmp_path / "photos/0.txt").read_text() == "a\nc\n"
     assert (tmp_path / "photos/1.txt").read_text() == "b\n"
+
+
+def test_a_text_is_about_one_image_alone(tmp_path: Path) -> None:
+    """Trainers find it by the image's name without the ending, whatever that is."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "a.jpg"):
+        (photos / name).write_bytes(picture())
+    columns = {"image": ["photos/a.png", "photos/a.jpg"], "reply": ["one", "other"]}
+    manifest = write_manifest(tmp_path / "m.parquet", columns)
+    assert (
+        vlmbatch("run", manifest, *echo(reply_from="reply"), "-o", tmp_path / "out").exit_code == 0
+    )
+    message = refused(tmp_path / "out", tmp_path / "a", "captions", "--images", "reference")
+    assert "a.txt would be the text of" in message
+    assert "--images copy" in message
+    assert not (photos / "a.txt").exists()
+    export(tmp_path / "out", tmp_path / "b", "captions")
+    texts = sorted(path.read_text() for path in (tmp_path / "b/train").glob("*.txt"))
+    assert texts == ["one\n", "other\n"]
+
+
+def test_an_image_called_as_a_text_is_not_replaced_by_it(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(picture())
+    manifest = write_manifest(tmp_path / "m.parquet", {"image": ["b.txt"], "reply": ["one"]})
+    assert (
+        vlmbatch("run", manifest, *echo(reply_from="reply"), "-o", tmp_path / "out").exit_code == 0
+    )
+    beside = ("--images", "reference", "--format-arg", "existing=overwrite")
+    summary = export(tmp_path / "out", tmp_path / "a", "captions", *beside)
+    assert summary["dropped"] == {"caption_exists": 1}
+    assert (tmp_path / "b.txt").read_bytes() == picture()
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "options"),
+    [("trl", "parquet", ["--images", "copy"]), ("imagefolder", "imagefolder", [])],
+)
+def test_images_called_as_a_split_are_no_split(
+    form: str, kind: str, options: list[str], tmp_path: Path
+) -> None:
+    import datasets
+
+    names = ["p/my-test.png", "p/val_1.png", "p/1.png", "p/test/dev.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    manifest = write_manifest(tmp_path / "m.parquet", {"image": names, "reply": list("abcd")})
+    run = vlmbatch("run", manifest, *echo(reply_from="reply"), "-o", tmp_path / "out")
+    assert run.exit_code == 0, run
+    export(tmp_path / "out", tmp_path / "a", form, *options)
+    found = datasets.load_dataset(
+        kind, data_dir=str(tmp_path / "a"), cache_dir=str(tmp_path / "cache")
+    )
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 4}
+
+
+def test_splits_of_a_folder_have_the_same_types_also_where_all_of_a_column_is_null(
+    tmp_path: Path,
+) -> None:
+    import datasets
+
+    (tmp_path / "p").mkdir()
+    for i in range(12):
+        (tmp_path / f"p/{i}.png").write_bytes(picture(colour=f"#0000{i:02x}"))
+    columns = {
+        "image": [f"p/{i}.png" for i in range(12)],
+        "question": ["q?"] * 12,
+        "reply": [["a caption", "an answer" if i == 3 else ""] for i in range(12)],
+        "source": ["here" if i == 3 else None for i in range(12)],
+    }
+    manifest = write_manifest(tmp_path / "m.parquet", columns)
+    run = vlmbatch(
+        *("run", manifest, "-t", "caption", "-t", "vqa", *echo(reply_from="reply")),
+        *("--carry=source", "--max-failure-rate=1", "-o", tmp_path / "out"),
+    )
+    assert run.exit_code == 0, run
+    export(tmp_path / "out", tmp_path / "a", "imagefolder", "--split", "train=0.5,test=0.5")
+    found = datasets.load_dataset(
+        "imagefolder", data_dir=str(tmp_path / "a"), cache_dir=str(tmp_path / "cache")
+    )
+    assert {len(rows) > 0 for rows in found.values()} == {True}
+    answers = [a for rows in found.values() for row in rows for a in row["answers"]]
+    assert sorted({a["question"] or "" for a in answers}) == ["", "q?"]
 
 
 # once more, and after a kill
@@ -402,6 +492,31 @@ def test_a_killed_export_goes_on_where_it_was(form: str, long: Path, tmp_path: P
         assert summary[key] == whole[key], key
     assert not (place / OURS / "kept").exists()
     assert export(long, place, form, "--split", "train=0.7,val=0.3")["pieces_resumed"] == 30
+
+
+@pytest.mark.parametrize("form", ["captions", "imagefolder"])
+def test_a_full_disk_is_named_and_space_lets_the_export_go_on(
+    form: str, long: Path, tmp_path: Path
+) -> None:
+    """On a disk of its own, which only the export sees."""
+    place = tmp_path / "full"
+    place.mkdir()
+    code = (
+        f"mount -t tmpfs -o size=200k none {place} || exit 99; "
+        f'"$@"; echo CODE $? >&2; mount -o remount,size=64m {place} || exit 99; "$@"'
+    )
+    export = [sys.executable, "-m", "vlmbatch", "export", long, place / "a", "--to", form, "--json"]
+    words = ["unshare", "-m", "sh", "-c", code, "sh", *map(str, export)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if "unshare:" in done.stderr or done.returncode == 99:
+        pytest.skip(f"no disk can be mounted here: {done.stderr[-200:]}")
+    assert done.returncode == 0, done
+    said, _, after = done.stderr.partition("CODE ")
+    assert after.startswith("1\n")
+    assert f"Error: cannot write {place / 'a'}" in said
+    assert "No space left on device\n  -> free some space and run the same command" in said
+    summary = json.loads(done.stdout)
+    assert (summary["exported"], summary["pieces"]) == (120, 30)
 
 
 def test_another_export_is_refused_and_replaced_when_asked(output: Path, tmp_path: Path) -> None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
+import yaml
 
 from tests.exports import outputs
-from tests.exports.outputs import GONE, ROWS, Finished, answered, colour_of
+from tests.exports.outputs import COLOURS, ROWS, TASKS, Finished, answered, box_text, colour_of
 from tests.harness import vlmbatch
 from tests.s3 import S3Server
-from vlmbatch.exports.base import plain_type, with_features
+from vlmbatch.exports import FORMATS
+from vlmbatch.exports.base import ImageMode, plain_type, with_features
+from vlmbatch.exports.own import format_named
 from vlmbatch.exports.trl import IMAGE
 
 Found = dict[str, tuple[list[str], list[str]]]
-"""By id: the colours of the images, and the texts."""
+"""By id: the colours of the images, and the answers: texts, and boxes as ``box_text`` has them."""
 KINDS = ("paths", "inline", "pairs", "s3")
 
 
@@ -33,18 +39,13 @@ def finished(
         manifests: dict[str, Path | str] = {
             "paths": outputs.paths(place / "paths"),
             "inline": outputs.inline(place / "inline"),
-            "pairs": outputs.pairs(place / "pairs"),
+            "pairs": outputs.some_pairs(place / "pairs"),
             "s3": outputs.on_s3(place / "s3", s3_server.fs(), "exports"),
         }
         yield {
-            kind: Finished(answered(manifest, place / f"{kind}-out"), kind)
+            kind: Finished(answered(manifest, place / f"{kind}-out", boxes=True), kind == "pairs")
             for kind, manifest in manifests.items()
         }
-
-
-@pytest.fixture(params=KINDS)
-def output(request: pytest.FixtureRequest, finished: dict[str, Finished]) -> Finished:
-    return finished[request.param]
 
 
 def exported(output: Finished, place: Path, form: str, *options: str) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def exported(output: Finished, place: Path, form: str, *options: str) -> dict[st
     done = vlmbatch("export", output.folder, place, "--to", form, "--json", *options)
     assert done.exit_code == 0, done
     summary: dict[str, Any] = done.json
-    assert summary["results"] == 2 * ROWS
+    assert summary["results"] == len(TASKS) * ROWS
     assert summary["results"] == summary["exported"] + sum(summary["dropped"].values())
     assert summary["pieces"] == 2
     return summary
@@ -98,13 +99,27 @@ def read_hub(place: Path) -> Found:
     }
 
 
+def image_at(place: Path, name: str) -> str:
+    """Its colour; the name is as an export of local files or addresses has it."""
+    if name.startswith("s3://"):
+        import fsspec
+
+        with fsspec.open(name, "rb") as opened:
+            return colour_of(opened.read())
+    return colour_of((place / name).read_bytes())
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def read_sharegpt(place: Path) -> Found:
     entry = json.loads((place / "dataset_info.json").read_text())["vlmbatch"]
     found = {}
     for row in loaded("json", place, data_files=entry["file_name"]):
         text = "".join(message["content"] for message in row["messages"])
         assert text.count("<image>") == len(row["images"])
-        images = [colour_of((place / name).read_bytes()) for name in row["images"]]
+        images = [image_at(place, name) for name in row["images"]]
         found[row["id"]] = images, said(row["messages"])
     return found
 
@@ -127,35 +142,28 @@ def read_llava(place: Path) -> Found:
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * 2
         assert turns[0]["value"].startswith("<image>\n")
         assert sum(turn["value"].count("<image>") for turn in turns) == 1
-        images = [colour_of((place / row["image"]).read_bytes())]
-        found[row["id"]] = images, [turn["value"] for turn in turns[1::2]]
+        found[row["id"]] = [image_at(place, row["image"])], [turn["value"] for turn in turns[1::2]]
     return found
 
 
 def read_jsonl(place: Path) -> Found:
     found: Found = {}
     for row in loaded("json", place, data_files="train.jsonl"):
-        if any(name.startswith("s3://") for name in row["images"]):
-            import fsspec
-
-            files = [fsspec.open(name, "rb") for name in row["images"]]
-            images = []
-            for file in files:
-                with file as opened:
-                    images.append(colour_of(opened.read()))
-        else:
-            images = [colour_of((place / name).read_bytes()) for name in row["images"]]
+        images = [image_at(place, name) for name in row["images"]]
         texts = found.setdefault(row["id"], (images, []))[1]
-        texts.append(row["text"])
+        boxes = [
+            box_text(b["label"], b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"] or ()
+        ]
+        texts += boxes or [row["text"]]
     return found
 
 
 def read_captions(place: Path) -> Found:
+    """Wherever the images are."""
     found = {}
-    for image in (place / "train").glob("*.png"):
-        row = int(image.name.split("-")[0])
-        texts = image.with_suffix(".txt").read_text().splitlines()
-        found[f"id-{row}"] = [colour_of(image.read_bytes())], texts
+    for row in lines_of(place / "carried_train.jsonl"):
+        texts = (place / row["file_name"]).with_suffix(".txt").read_text().splitlines()
+        found[row["id"]] = [image_at(place, row["file_name"])], texts
     return found
 
 
@@ -188,60 +196,200 @@ def read_webdataset(place: Path) -> Found:
     return found
 
 
-READERS: dict[str, Callable[[Path], Found]] = {
-    "trl": read_trl,
-    "hub": read_hub,
-    "sharegpt": read_sharegpt,
-    "axolotl": read_axolotl,
-    "llava": read_llava,
-    "jsonl": read_jsonl,
-    "captions": read_captions,
-    "imagefolder": read_imagefolder,
-    "webdataset": read_webdataset,
+def by_colour(found: dict[str, list[str]]) -> Found:
+    """Of formats that do not tell ids: those of the rows with images of these colours."""
+    return {f"id-{COLOURS.index(colour)}": ([colour], said) for colour, said in found.items()}
+
+
+def read_coco(place: Path) -> Found:
+    captions, boxes = (
+        json.loads((place / f"{name}_train.json").read_text()) for name in ("captions", "instances")
+    )
+    names = {each["id"]: each["name"] for each in boxes["categories"]}
+    found: dict[str, list[str]] = {}
+    for content in (captions, boxes):
+        colours = {each["id"]: image_at(place, each["file_name"]) for each in content["images"]}
+        assert len(set(colours.values())) == len(colours)
+        for each in content["annotations"]:
+            said = found.setdefault(colours[each["image_id"]], [])
+            if "caption" in each:
+                said.append(each["caption"])
+            else:
+                x, y, width, height = each["bbox"]
+                said.append(box_text(names[each["category_id"]], x, y, x + width, y + height))
+    return by_colour(found)
+
+
+def read_yolo(place: Path) -> Found:
+    names = yaml.safe_load((place / "data.yaml").read_text())["names"]
+    found = {}
+    for image in (place / "images/train").iterdir():
+        label = place / f"labels/train/{image.stem}.txt"
+        said = []
+        for line in label.read_text().splitlines():
+            category, *shares = line.split()
+            x, y, w, h = map(float, shares)
+            edges = (12 * (x - w / 2), 8 * (y - h / 2), 12 * (x + w / 2), 8 * (y + h / 2))
+            said.append(box_text(names[int(category)], *map(abs, edges)))
+        found[colour_of(image.read_bytes())] = said
+    return by_colour(found)
+
+
+def read_label_studio(place: Path) -> Found:
+    found: Found = {}
+    for task in json.loads((place / "tasks_train.json").read_text()):
+        name = unquote(task["data"]["image"].removeprefix("/data/local-files/?d="))
+        said = []
+        for region in task["predictions"][0]["result"]:
+            v = region["value"]
+            edges = (v["x"], v["y"], v["x"] + v["width"], v["y"] + v["height"])
+            sizes = (12, 8, 12, 8)
+            places = [edge * size / 100 for edge, size in zip(edges, sizes, strict=True)]
+            said.append(box_text(v["rectanglelabels"][0], *places))
+        image = name if name.startswith("s3://") else f"/{name}"
+        found[task["data"]["id"]] = [image_at(place, image)], said
+    return found
+
+
+def read_fiftyone(place: Path) -> Found:
+    labels = json.loads((place / "train/labels.json").read_text())["labels"]
+    data = place / "train/data"
+    copies = {str(path.relative_to(data).with_suffix("")): path for path in data.rglob("*.png")}
+    assert set(copies) <= set(labels)
+    found = {}
+    for name, entries in labels.items():
+        shares = [(each["label"], *each["bounding_box"]) for each in entries]
+        said = [
+            box_text(label, 12 * x, 8 * y, 12 * (x + w), 8 * (y + h))
+            for label, x, y, w, h in shares
+        ]
+        found[colour_of(copies.get(name, Path(name)).read_bytes())] = said
+    return by_colour(found)
+
+
+def read_hf_objects(place: Path) -> Found:
+    found = {}
+    for row in loaded("imagefolder", place):
+        boxes = zip(row["objects"]["categories"], row["objects"]["bbox"], strict=True)
+        said = [box_text(label, x, y, x + w, y + h) for label, (x, y, w, h) in boxes]
+        found[row["id"]] = [colour_of(row["image"])], said
+    return found
+
+
+def read_ms_swift(place: Path) -> Found:
+    found = {}
+    for row in lines_of(place / "train.jsonl"):
+        contents = [message["content"] for message in row["messages"]]
+        images = [image_at(place, name) for name in row["images"]]
+        assert contents[0].startswith("<image>" * len(images))
+        assert "".join(contents).count("<image>") == len(images)
+        said = contents[1::2]
+        if row["objects"]["bbox"]:
+            assert said.pop().count("<bbox>") == 1
+            (label,), (edges,) = row["objects"]["ref"], row["objects"]["bbox"]
+            said.append(box_text(label, *edges))
+        found[f"id-{COLOURS.index(images[0])}"] = images, said
+    return found
+
+
+def read_qwen_vl(place: Path) -> Found:
+    found = {}
+    for row in lines_of(place / "train.jsonl"):
+        names = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        turns = [turn["value"] for turn in row["conversations"]]
+        assert turns[0].startswith("<image>\n" * len(names))
+        assert "".join(turns).count("<image>") == len(names)
+        said = turns[1::2]
+        if said[-1].startswith("```json"):
+            (box,) = json.loads(said.pop().removeprefix("```json\n").removesuffix("\n```"))
+            x1, y1, x2, y2 = box["bbox_2d"]  # in thousandths, as a Qwen3-VL says it
+            edges = (x1 * 0.012, y1 * 0.008, x2 * 0.012, y2 * 0.008)
+            said.append(box_text(box["label"], *edges))
+        found[row["id"]] = [image_at(place, name) for name in names], said
+    return found
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a format is read; which tasks' answers it has, the others' are left out for ``others``.
+    Formats without a place for a second image leave out rows that have one."""
+
+    read: Callable[[Path], Found]
+    tasks: tuple[str, ...] = ("caption", "vqa")
+    others: str = "where"
+    one_image: bool = False
+    options: tuple[str, ...] = ("--where", "task <> 'detect'")
+
+
+def of_boxes(read: Callable[[Path], Found], *more: str) -> Reader:
+    """One image each, ``more`` tasks than detect."""
+    return Reader(read, (*more, "detect"), "no_boxes", one_image=True, options=())
+
+
+def of_all(read: Callable[[Path], Found]) -> Reader:
+    return Reader(read, TASKS, options=())
+
+
+BESIDE = ("--format-arg", "existing=overwrite", "--where", "task <> 'detect'")
+READERS: dict[str, Reader] = {
+    "trl": Reader(read_trl),
+    "hub": Reader(read_hub),
+    "sharegpt": Reader(read_sharegpt),
+    "axolotl": Reader(read_axolotl),
+    "llava": Reader(read_llava, one_image=True),
+    "jsonl": of_all(read_jsonl),
+    "captions": Reader(read_captions, one_image=True, options=BESIDE),
+    "imagefolder": Reader(read_imagefolder),
+    "webdataset": Reader(read_webdataset),
+    "coco": of_boxes(read_coco, "caption"),
+    "yolo": of_boxes(read_yolo),
+    "label-studio": of_boxes(read_label_studio),
+    "fiftyone": of_boxes(read_fiftyone),
+    "hf-objects": of_boxes(read_hf_objects),
+    "ms-swift": of_all(read_ms_swift),
+    "qwen-vl": of_all(read_qwen_vl),
 }
-ONE_IMAGE = ("llava", "captions")
-"""Formats without a place for a second one."""
+MODES = [(form, mode) for form in READERS for mode in format_named(form).images]
 
 
-@pytest.mark.parametrize("form", READERS)
-def test_what_is_exported_is_what_was_answered(form: str, output: Finished, tmp_path: Path) -> None:
-    summary = exported(output, tmp_path / "export", form)
-    assert summary["dropped"].get("failed") == 2  # those of the row whose image is gone
-    if output.several and form in ONE_IMAGE:
-        assert summary["dropped"] == {"failed": 2, "several_images": 2 * (ROWS - 1)}
-        return
-    assert summary["dropped"] == {"failed": 2}
-    found = READERS[form](tmp_path / "export")
-    assert found == {f"id-{row}": (output.colours(row), output.texts(row)) for row in output.rows}
-    assert f"id-{GONE}" not in found
+def test_every_format_is_read_here() -> None:
+    assert set(READERS) == set(FORMATS)
 
 
-@pytest.mark.parametrize("form", ["trl", "sharegpt", "llava", "jsonl", "axolotl"])
-def test_images_can_be_copied(form: str, output: Finished, tmp_path: Path) -> None:
-    place = tmp_path / "export"
-    summary = exported(output, place, form, "--images", "copy")
-    if output.several and form in ONE_IMAGE:
-        assert not summary["images"]
-        return
-    images = sum(len(output.colours(row)) for row in output.rows)
-    assert summary["images"] == {"copied": images}
-    assert len(list((place / "images").rglob("*.png"))) == images
-    assert READERS[form](place) == {
-        f"id-{row}": (output.colours(row), output.texts(row)) for row in output.rows
-    }
+def wanted(reader: Reader, output: Finished) -> tuple[Found, Counter[str]]:
+    """What a format has of an output, and how many answers it has not, by reason."""
+    found: Found = {}
+    dropped: Counter[str] = Counter()
+    for row in range(ROWS):
+        answers, colours = output.answers(row), output.colours(row)
+        dropped["failed"] += len(TASKS) - len(answers)
+        held = [text for task, text in answers.items() if task in reader.tasks]
+        dropped[reader.others] += len(answers) - len(held)
+        if len(colours) > 1 and reader.one_image:
+            dropped["several_images"] += len(held)
+        elif held:
+            found[f"id-{row}"] = colours, held
+    return found, +dropped
 
 
-def test_carried_columns_are_kept(finished: dict[str, Finished], tmp_path: Path) -> None:
-    for form in ("trl", "jsonl", "sharegpt", "axolotl"):
-        exported(finished["paths"], tmp_path / form, form)
-    assert set(loaded("parquet", tmp_path / "trl")["licence"]) == {"cc-by-4.0"}
-    for form in ("jsonl", "sharegpt", "axolotl"):
-        rows = map(json.loads, (tmp_path / form / "train.jsonl").read_text().splitlines())
-        assert {row["licence"] for row in rows} == {"cc-by-4.0"}
-    (table,) = (row for row in loaded("parquet", tmp_path / "trl") if row["id"] == "id-2")
-    assert table["carried_messages"] == {"n": 2, "words": ["mine"]}
-    line = json.loads((tmp_path / "jsonl/train.jsonl").read_text().splitlines()[0])
-    assert line["messages"] == {"n": 0, "words": ["mine"]}
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("form", "mode"), MODES)
+def test_what_is_exported_is_what_was_answered(
+    form: str, mode: ImageMode, kind: str, finished: dict[str, Finished], tmp_path: Path
+) -> None:
+    """However the manifest has its images, and the export; what has no place there is counted."""
+    output, reader, place = finished[kind], READERS[form], tmp_path / "export"
+    summary = exported(output, place, form, "--images", mode, *reader.options)
+    found, dropped = wanted(reader, output)
+    assert reader.read(place) == found
+    assert summary["dropped"] == dropped
+    images = sum(len(colours) for colours, _ in found.values())
+    assert sum(summary["images"].values()) == images
+    if mode is ImageMode.REFERENCE:
+        opens = kind in ("paths", "pairs") or (kind == "s3" and format_named(form).opens_addresses)
+        assert summary["images"] == {"referenced" if opens else "copied": images}
+    else:
+        assert summary["images"] == {"copied" if mode is ImageMode.COPY else "embedded": images}
 
 
 KINDS_OF_COLUMNS = [

@@ -17,6 +17,7 @@ import xxhash
 
 from vlmbatch.exports.base import Example, Format, Sink, Unsuited
 from vlmbatch.exports.boxes import BOX_OPTIONS, BoxRules, Sieve
+from vlmbatch.exports.carried import write_carried
 from vlmbatch.exports.pieces import Piece
 from vlmbatch.exports.selection import Drop
 from vlmbatch.exports.sinks import LineSink, lines_of
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 class Labelled:
     """One image, with the boxes, points and captions of all rows about it.
 
-    ``path``: as ``base.Picture`` has it; of a copy, relative to the export's folder. ``id``: of
-    its first row.
+    ``path``: as ``base.Picture`` has it; of a copy, relative to the export's folder. ``id`` and
+    ``carried`` (the carried columns) are its first row's.
     """
 
     id: str
@@ -42,9 +43,10 @@ class Labelled:
     points: list[Point] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     looked: bool = True
-    """Boxes were asked for: where there are none, none were found."""
+    """Boxes were asked for: where there are none, nothing was found."""
     carried: dict[str, Any] = field(default_factory=dict)
-    """The carried columns of its first row."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of each row: ``row``, ``id`` and its carried columns."""
 
 
 @dataclass(slots=True)
@@ -76,7 +78,7 @@ class Annotations(Format):
         self._captioning = [t.name for t in export.source.tasks.values() if _captions(t.kind)]
 
     def drops(self) -> Sequence[Drop]:
-        return (self._no_boxes, _other_samples)
+        return (self._no_boxes, _other_samples, *(() if self.has_points else (_only_points,)))
 
     def _no_boxes(self, batch: pa.RecordBatch) -> pa.Array:
         """Answers that are texts; captions are one where the format has a place for them."""
@@ -114,6 +116,7 @@ class Annotations(Format):
         is_copied = picture.path in (copy, str(self.export.place / copy))
         yield {
             "image": self._image_of(example),
+            "row": example.row,
             "id": example.id,
             "path": copy if is_copied else picture.path,
             "copied": is_copied,
@@ -154,11 +157,19 @@ class Annotations(Format):
                 image.points += again.points
                 image.captions += again.captions
                 image.looked |= again.looked
+                image.rows += again.rows
                 if line["copied"] and again.path != image.path:
                     (self.export.place / again.path).unlink(missing_ok=True)
             left[digest] -= 1
             if not left[digest]:
                 yield waiting.pop(digest)
+
+    def write_carried(self) -> None:
+        """For formats that have no place for carried columns."""
+        for split in self.found:
+            images = self.labelled(split)
+            lines = ({"file_name": image.path, **row} for image in images for row in image.rows)
+            write_carried(self.export, split, lines)
 
     @cached_property
     def categories(self) -> list[str]:
@@ -211,6 +222,7 @@ def _labelled(line: Mapping[str, Any]) -> Labelled:
         line["captions"],
         line["looked"],
         line["carried"],
+        [{"row": line["row"], "id": line["id"], **line["carried"]}],
     )
 
 
@@ -221,6 +233,12 @@ def _captions(kind: TaskKind) -> bool:
 def _other_samples(batch: pa.RecordBatch) -> pa.Array:
     """One image has its boxes once."""
     return _reason(pc.greater(batch["sample"], 0), "another_sample")
+
+
+def _only_points(batch: pa.RecordBatch) -> pa.Array:
+    """Something is in the image, though no box says where: without any, it would be empty."""
+    some, none = (pc.list_value_length(batch[name]) for name in ("points", "boxes"))
+    return _reason(pc.fill_null(pc.and_(pc.greater(some, 0), pc.equal(none, 0)), False), "points")
 
 
 def _reason(holds: pa.Array, reason: str) -> pa.Array:

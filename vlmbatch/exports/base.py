@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pyarrow as pa
@@ -25,6 +25,14 @@ from vlmbatch.records import Result
 
 if TYPE_CHECKING:
     from vlmbatch.exports.exporting import Export
+
+
+SPLITS_OF_DATASETS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""By which ``datasets`` (data_files.py) tells files and folders apart; all others are ``train``."""
 
 
 class ImageMode(StrEnum):
@@ -114,6 +122,8 @@ class Format:
     images that are stored turned are copied upright, also where the others are named."""
     endings: ClassVar[frozenset[str]] = frozenset(("jpg", "png", "webp", "gif", "bmp"))
     """Of files that its consumers open; images of other formats become PNG or JPEG."""
+    split_names: ClassVar[Mapping[str, str]] = {}
+    """Those that its consumers know, and what each is to them; any, where it is empty."""
     options: ClassVar[Mapping[str, str]] = {}
     """Settings of its own (``--format-arg KEY=VALUE``): what each is."""
     taken: ClassVar[frozenset[str]] = frozenset()
@@ -147,17 +157,25 @@ class Format:
 
     def carried(self, example: Example) -> dict[str, Any]:
         """The carried columns, under names that are free in this format."""
-        return {self.free_name(name): value for name, value in example.carried.items()}
+        return {
+            name: plain_value(example.carried[each.name], each.type)
+            for name, each in self.columns.items()
+        }
 
     def carried_fields(self) -> list[pa.Field]:
         """The same, as columns of a table."""
-        return [
-            pa.field(self.free_name(each.name), plain_type(each.type))
-            for each in self.export.source.carried
-        ]
+        return [pa.field(name, plain_type(each.type)) for name, each in self.columns.items()]
+
+    @cached_property
+    def columns(self) -> dict[str, pa.Field]:
+        """The carried columns by their names in this format."""
+        return {self.free_name(each.name): each for each in self.export.source.carried}
 
     def free_name(self, column: str) -> str:
-        return f"carried_{column}" if column in self.taken else column
+        name, others = column, {each.name for each in self.export.source.carried} - {column}
+        while name in self.taken or name in others:
+            name = f"carried_{name}"
+        return name
 
 
 class Lines(Format):
@@ -211,6 +229,20 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         fields = [kind.field(i) for i in range(kind.num_fields)]
         return pa.struct([pa.field(each.name, plain_type(each.type)) for each in fields])
     return kind
+
+
+def plain_value(value: Any, kind: pa.DataType) -> Any:
+    """The value as one of ``plain_type``: a map's pairs are objects, as readers of JSON want."""
+    if value is None:
+        return None
+    if pa.types.is_map(kind):
+        return [{"key": key, "value": plain_value(each, kind.item_type)} for key, each in value]
+    if is_list(kind):
+        return [plain_value(each, kind.value_type) for each in value]
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return {each.name: plain_value(value[each.name], each.type) for each in fields}
+    return value
 
 
 def _feature(kind: pa.DataType) -> Any:

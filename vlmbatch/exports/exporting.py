@@ -28,9 +28,11 @@ from vlmbatch.exports.own import format_named
 from vlmbatch.exports.pictures import Pictures
 from vlmbatch.exports.pieces import Destination, Piece, checked_place, same_settings
 from vlmbatch.exports.quality import checked_filters, quality_drops, stripped
-from vlmbatch.exports.selection import Drop, Selection, Splits
+from vlmbatch.exports.selection import Drop, Selection
 from vlmbatch.exports.source import Source, open_source
+from vlmbatch.exports.splits import Groups, Splits
 from vlmbatch.records import ImageRef
+from vlmbatch.results.store import reported
 from vlmbatch.status import rows_wanted
 
 
@@ -124,7 +126,8 @@ class Exported:
                 each = (f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items())
                 lines.append(f"  {name}: {', '.join(each)}")
         rate = f", {self.rows_per_second:,.0f} rows/s" if self.rows_per_second else ""
-        lines.append(f"  {', '.join(self.files[:6])} in {self.destination}")
+        if self.files:
+            lines.append(f"  {', '.join(self.files[:6])} in {self.destination}")
         lines.append(f"  {self.seconds:,.1f} s{rate}")
         if self.pieces_resumed:
             lines.append(f"  {self.pieces_resumed:,} of {self.pieces:,} pieces were there already")
@@ -206,7 +209,7 @@ def export(
         changed=partial(stripped, source) if settings.strip_preambles else None,
     )
     selected()  # is checked
-    exported.splits  # noqa: B018  is checked
+    _check_split_names(exported.splits.names, kind)
     told = _told(exported, kind, mode)
     with target.held():
         before = target.settings
@@ -237,7 +240,8 @@ def export(
             making = _Making(exported, writer, selection, fetching)
             total, resumed = making.all_pieces()
         if not is_done:
-            writer.finish()
+            with reported(target.place):
+                writer.finish()
             target.write_settings({**state, "state": "done", "tally": total.to_json()})
         target.end()
         files = (target.settings or {}).get("wrote", [])
@@ -289,8 +293,9 @@ class _Making:
                     if self.rows % 1000 == 0:
                         bar.update(1000)
             finally:
-                for sink in sinks.values():
-                    sink.close()
+                with reported(target.place):
+                    for sink in sinks.values():
+                        sink.close()
             tally.results = selection.results
             tally.dropped.update(selection.dropped)
             tally.images, tally.boxes = pictures.counts, self._writer.boxes
@@ -302,7 +307,7 @@ class _Making:
         """The part's examples with the references of their images."""
         source = self._export.source
         examples = source.examples(number, self._selection)
-        splits = self._export.splits
+        splits, groups = self._export.splits, self._groups
         for example, refs in source.with_images(examples, fetched=self._pictures.fetches):
             if not refs:
                 tally.dropped["not_in_manifest"] += len(example.results)
@@ -310,7 +315,14 @@ class _Making:
             if len(refs) > 1 and not self._writer.several_images:
                 tally.dropped["several_images"] += len(example.results)
             else:
-                yield example.in_split(splits.of(refs[0])), refs
+                yield example.in_split(splits.at(groups.of(refs[0]))), refs
+
+    @cached_property
+    def _groups(self) -> Groups:
+        """Of all rows, whatever is exported of them: another selection goes to the same splits."""
+        if len(self._export.splits.names) == 1:
+            return Groups()
+        return Groups(self._export.source.several_images())
 
     def _write(self, example: Example, piece: Piece, sinks: dict[str, Sink], tally: Tally) -> None:
         try:
@@ -318,10 +330,11 @@ class _Making:
         except Unsuited as why:
             tally.dropped[why.reason] += len(example.results)
             return
-        if example.split not in sinks:
-            sinks[example.split] = self._writer.sink(piece, example.split)
-        for record in records:
-            sinks[example.split].add(record)
+        with reported(self._export.place):
+            if example.split not in sinks:
+                sinks[example.split] = self._writer.sink(piece, example.split)
+            for record in records:
+                sinks[example.split].add(record)
         tally.rows += 1
         tally.exported += len(example.results)
         tally.records[example.split] += len(records)
@@ -344,6 +357,26 @@ def _image_mode(kind: type[Format], asked: ImageMode | None) -> ImageMode:
             hint=f"--images {' or '.join(kind.images)}",
         )
     return asked or kind.images[0]
+
+
+def _check_split_names(names: Sequence[str], kind: type[Format]) -> None:
+    """Raises UsageError for splits that the format's consumers would take for one."""
+    if not kind.split_names:
+        return
+    known = [kind.split_names.get(name) for name in names]
+    if None in known or len(set(known)) < len(known):
+        raise UsageError(
+            f"readers of {kind.name} cannot tell the splits {', '.join(names)} apart",
+            hint=f"of each of these, one: {_alike(kind.split_names)}",
+        )
+
+
+def _alike(names: Mapping[str, str]) -> str:
+    """``train; val, validation; test``."""
+    found: dict[str, list[str]] = {}
+    for name, meaning in names.items():
+        found.setdefault(meaning, []).append(name)
+    return "; ".join(", ".join(each) for each in found.values())
 
 
 def _told(exported: Export, kind: type[Format], mode: ImageMode) -> dict[str, Any]:
@@ -397,11 +430,32 @@ def _warnings(exported: Export, total: Tally) -> list[str]:
             f"the run is not finished: {committed:,} of {wanted:,} rows are answered, and only "
             "those are exported"
         )
+    if total.images["not_there"]:
+        warnings.append(
+            f"{total.images['not_there']:,} of the images that are named are not there: if they "
+            "moved with the manifest, name it with --manifest"
+        )
     if total.images["shortened"]:
         warnings.append(
             f"{total.images['shortened']:,} addresses are written without user info and query, "
             "which may be secrets; where images cannot be had without: --images copy"
         )
+    warnings += _far_off(exported, total)
     if not total.exported:
         warnings.append("nothing was exported: no result is left")
     return warnings
+
+
+def _far_off(exported: Export, total: Tally) -> list[str]:
+    """Splits without anything, or with less than half of what was asked for, which is no chance."""
+    records = sum(total.records.values())
+    shares = ": all rows that share an image, also through others, are in one split"
+    why = shares if exported.source.may_have_several else ""
+    found = []
+    for name, share in exported.splits.shares:
+        got, asked = total.records[name], share * records
+        if records and (not got or (asked >= 50 and got < asked / 2)):
+            found.append(
+                f"{name} has {got:,} of {records:,} records, where {asked:,.3g} were asked for{why}"
+            )
+    return found

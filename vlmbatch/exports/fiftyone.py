@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from vlmbatch.exports.annotations import Annotations, Labelled
 from vlmbatch.exports.base import Example, ImageMode
 from vlmbatch.exports.boxes import shares
+from vlmbatch.exports.carried import TAKEN
 from vlmbatch.grounding import Box, Size
 
 
@@ -26,6 +27,7 @@ class FiftyOne(Annotations):
     about = "boxes: SPLIT/labels.json and SPLIT/data, a FiftyOneImageDetectionDataset"
     images = (ImageMode.COPY, ImageMode.REFERENCE)
     absolute_paths = True
+    taken = TAKEN
 
     def copy_to(self, example: Example, name: str) -> str:
         return f"{example.split}/data/{name}"
@@ -34,6 +36,7 @@ class FiftyOne(Annotations):
         for split in self.found:
             self.export.destination.write(f"{split}/labels.json", partial(self._write, split))
             (self.export.place / split / "data").mkdir(exist_ok=True)  # the importer looks for it
+        self.write_carried()
 
     def _write(self, split: str, file: BinaryIO) -> None:
         classes = json.dumps(self.categories, ensure_ascii=False)

@@ -13,8 +13,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from vlmbatch.exports.annotations import Annotations, Labelled
-from vlmbatch.exports.base import Example, ImageMode
+from vlmbatch.exports.base import SPLITS_OF_DATASETS, Example, ImageMode
 from vlmbatch.exports.boxes import xywh
+from vlmbatch.exports.carried import type_in_json, value_from_json
+from vlmbatch.exports.imagefolder import IN_FOLDERS, free_in_folders
 from vlmbatch.exports.sinks import ParquetSink
 
 _OBJECTS = pa.struct(
@@ -41,6 +43,11 @@ class HfObjects(Annotations):
     name = "hf-objects"
     about = "boxes: SPLIT/metadata.parquet beside images, for load_dataset('imagefolder')"
     images = (ImageMode.COPY,)
+    split_names = SPLITS_OF_DATASETS
+    taken = frozenset((*SCHEMA.names, *IN_FOLDERS))
+
+    def free_name(self, column: str) -> str:
+        return free_in_folders(super().free_name(column))
 
     def copy_to(self, example: Example, name: str) -> str:
         return f"{example.split}/{example.row // 10_000:05d}/{name}"
@@ -50,9 +57,14 @@ class HfObjects(Annotations):
             self.export.destination.write(f"{split}/metadata.parquet", partial(self._write, split))
 
     def _write(self, split: str, file: BinaryIO) -> None:
-        sink = ParquetSink(file, SCHEMA)
+        columns = {name: each.type for name, each in self.columns.items()}
+        fields = [pa.field(name, type_in_json(kind)) for name, kind in columns.items()]
+        sink = ParquetSink(file, pa.schema([*SCHEMA, *fields]))
         for image in self.labelled(split):
-            sink.add(row_of(image))
+            carried = {
+                name: value_from_json(image.carried[name], kind) for name, kind in columns.items()
+            }
+            sink.add({**row_of(image), **carried})
         sink.close()
 
 

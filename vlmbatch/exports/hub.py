@@ -31,6 +31,7 @@ class Hub(Trl):
     name = "hub"
     about = "the same with a data set card, uploaded to the Hub (--format-arg repo=OWNER/NAME)"
     images = (ImageMode.EMBED,)
+    split_names: ClassVar[Mapping[str, str]] = {}  # the card names their files
     options: ClassVar[Mapping[str, str]] = {
         **Trl.options,
         "repo": "OWNER/NAME on the Hub; without it everything is made ready in DEST",

@@ -26,6 +26,7 @@ from vlmbatch.images.load import Limits, retried
 from vlmbatch.images.local import local_path
 from vlmbatch.job import JobSpec
 from vlmbatch.records import ImageRef
+from vlmbatch.results.store import reported
 from vlmbatch.storage import is_local, scheme_of, without_secrets
 
 AT_ONCE = 16
@@ -52,7 +53,8 @@ class File:
 class Pictures:
     """Gives examples their images; to be used as a context, which ends its threads.
 
-    Counts what it did in ``referenced``, ``copied``, ``embedded``, ``turned`` and ``shortened``.
+    Counts what it did in ``referenced``, ``copied``, ``embedded``, ``made_anew`` and ``shortened``,
+    and in ``not_there`` those referenced files that cannot be seen from here.
     """
 
     def __init__(
@@ -137,8 +139,11 @@ class Pictures:
         name = _name_of(example, at, ref, of, file)
         if file is None:
             self.counts["referenced"] += 1
+            address = self._address(ref) or ""
+            if is_local(address) and not os.path.exists(address):
+                self.counts["not_there"] += 1
             size = example.results[0].image_size if at == 0 else None
-            return Picture(name, self._written(self._address(ref) or ""), None, size)
+            return Picture(name, self._written(address), None, size)
         if self._mode is ImageMode.EMBED:
             self.counts["embedded"] += 1
             return Picture(name, None, file.data, file.size)
@@ -146,10 +151,11 @@ class Pictures:
         copy = self._form.copy_to(example, name)
         self._form.export.destination.claim(copy)
         path = self._place / copy
-        if path.parent not in self._folders:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._folders.add(path.parent)
-        path.write_bytes(file.data)
+        with reported(self._place):
+            if path.parent not in self._folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._folders.add(path.parent)
+            path.write_bytes(file.data)
         return Picture(name, str(path) if self._form.absolute_paths else copy, None, file.size)
 
     def _address(self, ref: ImageRef) -> str | None:

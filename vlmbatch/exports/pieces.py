@@ -147,6 +147,8 @@ def _mark(number: int) -> str:
 
 def checked_place(output: str, destination: str) -> Path:
     """The folder for an export. Raises UsageError where none can be."""
+    if not destination.strip():
+        raise UsageError("DEST is empty", hint="name a new folder")
     if not is_local(destination):
         raise UsageError(
             f"an export is written to a local folder, not to {without_secrets(destination)}",

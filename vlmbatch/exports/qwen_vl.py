@@ -84,6 +84,13 @@ class Qwens(Conversations):
         super().__init__(export.source, export.settings.wording)
         self._sieve = sieve
         self._budget = {name: _whole(name, export.options, least) for name, least in BUDGET.items()}
+        if self._budget["min_pixels"] > self._budget["max_pixels"]:
+            raise UsageError(
+                "min_pixels={min_pixels} is more than max_pixels={max_pixels}".format_map(
+                    self._budget
+                ),
+                hint="give both as the training has them",
+            )
         if not isinstance(self.family, (QwenVLChat, Qwen2VL, Qwen3VL)):
             raise UsageError(
                 f"the family {self.family.name} is no Qwen-VL, and this is for training one",

@@ -1,20 +1,19 @@
-"""Which results are exported, why not the others, and into which split their rows go."""
+"""Which results are exported, and why not the others."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from vlmbatch.errors import UsageError
-from vlmbatch.records import ImageRef
 
 Drop = Callable[[pa.RecordBatch], "pa.Array"]
 """Of a batch of results, for each the reason to leave it out (a string), or null."""
+
+WHERE = "it is SQL over their columns, as in: \"finish_reason = 'stop' and task = 'caption'\""
 
 
 class Selection:
@@ -41,6 +40,11 @@ class Selection:
         asked: list[Drop] = []
         if where is not None:
             asked.append(Where(where, schema))
+        if min_chars is not None and max_chars is not None and min_chars > max_chars:
+            raise UsageError(
+                f"no text has {min_chars} characters or more and {max_chars} or fewer",
+                hint="--min-chars is the smaller one",
+            )
         if min_chars is not None or max_chars is not None:
             asked.append(lambda batch: _by_length(batch, min_chars, max_chars))
         self._drops = [*asked, *drops]
@@ -75,6 +79,8 @@ class Where:
 
         self._expression = expression
         self._duckdb = duckdb.connect(config={"threads": "1", "enable_external_access": "false"})
+        if not expression.strip():
+            raise UsageError("--where says nothing", hint=WHERE)
         try:
             self._holds(pa.RecordBatch.from_pylist([], schema=schema))
         except duckdb.Error as error:
@@ -82,8 +88,7 @@ class Where:
             said = " ".join(said.split())
             raise UsageError(
                 f"--where {expression!r} is no condition on the results: {said}",
-                hint="it is SQL over their columns, as in: "
-                "\"finish_reason = 'stop' and task = 'caption'\"",
+                hint=WHERE,
             ) from None
 
     def __call__(self, batch: pa.RecordBatch) -> pa.Array:
@@ -124,50 +129,3 @@ def _by_length(batch: pa.RecordBatch, least: int | None, most: int | None) -> pa
     if least is None:
         return long
     return pc.if_else(pc.fill_null(pc.less(length, least), False), "too_short", long)
-
-
-class Splits:
-    """Shares of the images, by a hash of the image: one image is always in the same split."""
-
-    def __init__(self, text: str | None) -> None:
-        """``train=0.9,val=0.1``; None: all is ``train``. Raises UsageError."""
-        self.shares = [("train", 1.0)] if text is None else _shares(text)
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.shares]
-
-    def of(self, image: ImageRef) -> str:
-        """A row with several images goes where its first one does."""
-        if len(self.shares) == 1:
-            return self.shares[0][0]
-        content = image.data if image.data is not None else (image.uri or "").encode()
-        place = xxhash.xxh3_64_intdigest(content) / 2**64
-        for name, share in self.shares:
-            if place < share:
-                return name
-            place -= share
-        return self.shares[-1][0]
-
-
-def _shares(text: str) -> list[tuple[str, float]]:
-    shares = []
-    for item in text.split(","):
-        name, _, number = item.strip().partition("=")
-        try:
-            share = float(number)
-        except ValueError:
-            share = 0.0
-        if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not 0 < share <= 1:
-            raise UsageError(
-                f"--split {text!r}: {item.strip()!r} is no NAME=SHARE",
-                hint="as in --split train=0.9,val=0.1",
-            )
-        shares.append((name, share))
-    total = sum(share for _, share in shares)
-    if abs(total - 1) > 1e-6 or len({name for name, _ in shares}) < len(shares):
-        raise UsageError(
-            f"--split {text!r}: the shares of different names must add up to 1, not {total:g}",
-            hint="as in --split train=0.9,val=0.1",
-        )
-    return shares

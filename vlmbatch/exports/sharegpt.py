@@ -7,11 +7,16 @@ image; paths are relative to the folder that ``dataset_dir`` (or ``media_dir``) 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vlmbatch.errors import UsageError
 from vlmbatch.exports.base import Example, ImageMode, Lines
 from vlmbatch.exports.conversations import messages_of
+
+if TYPE_CHECKING:
+    from vlmbatch.exports.exporting import Export
 
 
 class Sharegpt(Lines):
@@ -26,6 +31,15 @@ class Sharegpt(Lines):
     upright = True
     options = {"name": "the data set's name in dataset_info.json (vlmbatch)"}  # noqa: RUF012
     taken = frozenset(("id", "messages", "images", "system", "tools", "videos", "audios"))
+
+    def __init__(self, export: Export) -> None:
+        super().__init__(export)
+        self._name = export.options.get("name", "vlmbatch")
+        if not re.fullmatch(r"[^\s,]+", self._name):
+            raise UsageError(
+                f"name={self._name} is no name of a data set: trainers are told a list of them",
+                hint="without commas and blanks, as in name=captions",
+            )
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:
         marks = "<image>" * len(example.images)
@@ -42,8 +56,7 @@ class Sharegpt(Lines):
 
     def finish(self) -> None:
         super().finish()
-        name = self.export.options.get("name", "vlmbatch")
-        entries = {}
+        name, entries = self._name, {}
         for split in self.export.splits.names:
             if self.export.kept(split):
                 entries[name if split == "train" else f"{name}_{split}"] = _entry(f"{split}.jsonl")

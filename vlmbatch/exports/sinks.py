@@ -99,6 +99,14 @@ def join(
     file.write(end)
 
 
+def join_tables(pieces: Iterable[Path], schema: pa.Schema, file: BinaryIO) -> None:
+    """The rows of all pieces, in order; some thousands are held at a time."""
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for path in pieces:
+            for batch in pq.ParquetFile(path).iter_batches(ROW_GROUP_ROWS, use_threads=False):
+                writer.write_batch(batch)
+
+
 def synced(file: BinaryIO) -> None:
     """Everything written lies on the disk; the file is closed."""
     with file:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from vlmbatch.errors import ManifestError, OutputLocked, RunStopped, UsageError
@@ -97,10 +98,13 @@ class Source:
             )
         return found
 
-    def batches(self, number: int) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, number: int, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """The results of one part, in the order of row, request and sample."""
+        rows = self.output.part_range(number)
         try:
-            yield from self.output.results(self.output.part_range(number), view=self.view)
+            yield from self.output.results(rows, columns, view=self.view)
         except FileNotFoundError:
             raise RunStopped(
                 f"a run works on {self.folder} meanwhile", hint="export again when it has ended"
@@ -137,10 +141,30 @@ class Source:
         """
         for example in examples:
             named = example.results[0].images or (example.results[0].image,)
-            if fetched or not self.names_images or not all(map(_is_path, named)):
-                yield example, self._rows.of(example)
-            else:
-                yield example, tuple(ImageRef(uri=name) for name in named)
+            yield example, self._images_of(example.row, named, fetched=fetched)
+
+    def several_images(self) -> Iterator[tuple[ImageRef, ...]]:
+        """The images of each row that has several, whatever became of it; as ``with_images``, but
+        plain paths always by the results: rows may have left the manifest."""
+        if not self.may_have_several:
+            return
+        columns = ["row", "request", "sample", "images"]
+        for number in self.parts:
+            for batch in self.batches(number, columns):
+                is_first = pc.and_(pc.equal(batch["request"], 0), pc.equal(batch["sample"], 0))
+                batch = batch.filter(pc.and_(is_first, pc.is_valid(batch["images"])))
+                for row, named in zip(
+                    batch["row"].to_pylist(), batch["images"].to_pylist(), strict=True
+                ):
+                    if images := self._images_of(row, named, fetched=False):
+                        yield images
+
+    def _images_of(
+        self, row: int, named: Sequence[str | None], *, fetched: bool
+    ) -> tuple[ImageRef, ...]:
+        if fetched or not self.names_images or not all(map(_is_path, named)):
+            return self._rows.of(row)
+        return tuple(ImageRef(uri=name) for name in named)
 
     @cached_property
     def _rows(self) -> ManifestImages:
@@ -164,7 +188,7 @@ class Source:
 
 
 class ManifestImages:
-    """The images of examples that come in the order of their rows."""
+    """The images of rows that come in order; from the start again, the manifest is opened anew."""
 
     def __init__(self, source: Source) -> None:
         manifest, spec = source.manifest, source.run_file.spec
@@ -173,9 +197,9 @@ class ManifestImages:
         if source.run_file.is_incremental:  # whose rows are not the manifest's, but have its ids
             self._rows = SelectedRows(self._rows, located(source.output, manifest, columns))
 
-    def of(self, example: Example) -> tuple[ImageRef, ...]:
+    def of(self, row: int) -> tuple[ImageRef, ...]:
         """Empty where the manifest of an incremental output has that row no more."""
-        wanted = Range(example.row, example.row + 1)
+        wanted = Range(row, row + 1)
         return tuple(image for row in self._rows.rows(wanted) for image in row.images)
 
 

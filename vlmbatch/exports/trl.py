@@ -7,13 +7,21 @@ user's words. Blocks of our own would break: Arrow gives every block every key.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
 from vlmbatch.errors import UsageError
-from vlmbatch.exports.base import Example, ImageMode, Tables, with_features
+from vlmbatch.exports.base import (
+    SPLITS_OF_DATASETS,
+    Example,
+    ImageMode,
+    Tables,
+    with_features,
+)
 from vlmbatch.exports.conversations import messages_of
 
 if TYPE_CHECKING:
@@ -39,6 +47,7 @@ class Trl(Tables):
         "completion": "true: columns prompt and completion instead of messages, so that TRL learns "
         "from the answer alone (with --conversation per-request)"
     }
+    split_names: ClassVar[Mapping[str, str]] = SPLITS_OF_DATASETS
     taken = frozenset(("id", "images", "messages", "image", "prompt", "completion", "tools"))
 
     def __init__(self, export: Export) -> None:
@@ -62,6 +71,13 @@ class Trl(Tables):
             *self.carried_fields(),
         ]
         return with_features(pa.schema(columns), images=["images"])
+
+    def copy_to(self, example: Example, name: str) -> str:
+        """Numbers alone: ``datasets`` takes ``0001-my-test.png`` for a file of the test split, too,
+        and finds that it is no Parquet."""
+        number = re.match(r"\d+(-\d+)?", name)
+        assert number is not None, name
+        return super().copy_to(example, number[0] + os.path.splitext(name)[1])
 
     def records(self, example: Example) -> Iterator[dict[str, Any]]:
         images = [

@@ -10,15 +10,16 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch.errors import UsageError
 from vlmbatch.exports.base import Example, Format, ImageMode, Sink
 from vlmbatch.exports.pieces import Piece
+from vlmbatch.exports.selection import Drop
 from vlmbatch.exports.sinks import line_of, synced
-from vlmbatch.exports.texts import answers_of, line_of_text, texts_of
+from vlmbatch.exports.texts import answers_of, line_of_text, no_text, texts_of
 from vlmbatch.job import parse_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class WebDataset(Format):
                 f"shard_rows={rows} is no number of rows", hint="as in shard_rows=10000"
             )
         self._rows = int(rows)
+
+    def drops(self) -> Sequence[Drop]:
+        return (no_text,)
 
     def records(self, example: Example) -> Iterator[list[File]]:
         key = f"{example.row:09d}"

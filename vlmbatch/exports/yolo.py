@@ -16,6 +16,7 @@ import yaml
 from vlmbatch.exports.annotations import Annotations
 from vlmbatch.exports.base import Example, ImageMode
 from vlmbatch.exports.boxes import shares
+from vlmbatch.exports.carried import TAKEN
 from vlmbatch.grounding import Box, Size
 
 LABELS = "labels"
@@ -30,6 +31,8 @@ class Yolo(Annotations):
     about = "boxes: data.yaml, images/SPLIT, labels/SPLIT, for ultralytics and its like"
     images = (ImageMode.COPY,)
     endings = frozenset(("jpg", "png", "webp", "bmp"))
+    split_names = _KEYS
+    taken = TAKEN
 
     def copy_to(self, example: Example, name: str) -> str:
         return f"images/{example.split}/{name}"
@@ -48,6 +51,7 @@ class Yolo(Annotations):
         folders = {split: f"images/{split}" for split in self.found}
         text = data_yaml(list(numbers), folders)
         self.export.destination.write("data.yaml", partial(_write, text))
+        self.write_carried()
 
 
 def line(category: int, box: Box, image: Size) -> str:
