@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
 import re
 from collections import deque
 from collections.abc import Callable
@@ -253,5 +254,8 @@ def _absolute(uri: str, base: str) -> str:
         uri.rpartition("::") if scheme_of(uri) in ("zip", "tar") else ("", "", uri)
     )
     if scheme_of(last) is None and not os.path.isabs(last):
-        last = f"{base.rstrip('/')}/{last}"
+        scheme, _, rest = f"{base.rstrip('/')}/{last}".partition("://")
+        if last.startswith("."):  # in stores, ".." would be a part of a name
+            rest = posixpath.normpath(rest)
+        last = f"{scheme}://{rest}"
     return f"{chain}{colons}{last}"

@@ -113,6 +113,8 @@ class StoreImages:
             except UsageError as error:
                 hint = f" ({error.hint})" if error.hint else ""
                 raise forbidden(f"{error.message}{hint}") from error
+            except CredentialsRefused:
+                raise
             except Exception as error:
                 failure = self._failure(uri, error)
                 if isinstance(failure, _Odd):
