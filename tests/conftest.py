@@ -13,7 +13,8 @@ import pytest
 
 pytest.register_assert_rewrite("tests.harness")
 
-from tests.s3 import rclone_server, s3_server  # noqa: E402, F401 - fixtures for every test
+from tests.clouds import azure_server, google_server  # noqa: E402, F401 - fixtures for every test
+from tests.s3 import rclone_server, s3_server  # noqa: E402, F401
 from vlmbatch import placeholders  # noqa: E402
 
 HOME = tempfile.TemporaryDirectory(prefix="vlmbatch-tests-", ignore_cleanup_errors=True)

@@ -6,26 +6,19 @@ rclone ignores ``If-None-Match``: what needs exclusive creation is tested with S
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.metadata
-import itertools
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.servers import ServerProcess, free_ports, ready, set_variables
+
 KEY = "vlmbatch-tests"  # rclone takes none of two letters
 SECRET = "vlmbatch-tests-secret"
-WAIT = 200.0
-"""Seconds until a server must be ready; it takes 1 to 5."""
 
 
 class S3Endpoint:
@@ -77,13 +70,13 @@ class S3Endpoint:
 
         before = {name: os.environ.get(name) for name in (*self.environment, *_OTHERS)}
         settings = dict(fsspec.config.conf)
-        _set({**dict.fromkeys(before), **self.environment})
+        set_variables({**dict.fromkeys(before), **self.environment})
         fsspec.config.set_conf_env(fsspec.config.conf)  # else read once, by the import
         forget_connections()
         try:
             yield
         finally:
-            _set(before)
+            set_variables(before)
             fsspec.config.conf.clear()
             fsspec.config.conf.update(settings)
             forget_connections()
@@ -109,14 +102,6 @@ class S3Endpoint:
 _OTHERS = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "FSSPEC_S3")
 
 
-def _set(variables: Mapping[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
 def forget_connections() -> None:
     """The next s3fs filesystem is a new one, with credentials and settings as they are then."""
     import s3fs
@@ -124,8 +109,10 @@ def forget_connections() -> None:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-class S3Server(S3Endpoint):
-    """A server process; killed with the block, and with the process that started it."""
+class S3Server(ServerProcess, S3Endpoint):
+    """A server process that speaks S3."""
+
+    scheme = "s3"
 
     def __init__(
         self,
@@ -137,52 +124,16 @@ class S3Server(S3Endpoint):
         sockets: Sequence[Path] = (),
         checksums: bool = True,
     ) -> None:
-        super().__init__(port, checksums=checksums)
-        self._log = folder / "server.log"
-        self._sockets = sockets
-        self._names = map("bucket-{}".format, itertools.count(1))
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                words,
-                cwd=folder,
-                env={**os.environ, **(environment or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=_die_with_parent,
-            )
+        S3Endpoint.__init__(self, port, checksums=checksums)
+        super().__init__(words, folder=folder, environment=environment, sockets=sockets)
 
     def __enter__(self) -> S3Server:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()  # its data is thrown away, and SIGTERM takes SeaweedFS 25 s
-        self._process.wait()
-        for path in self._sockets:
-            path.unlink(missing_ok=True)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def new_bucket(self) -> str:
-        """The name of a bucket that nobody else uses."""
-        bucket = next(self._names)
+    def make(self, bucket: str) -> None:
         self.fs().mkdir(bucket)
-        return bucket
 
-    def wait_until_ready(self) -> bool:
-        """Whether it lists, stores and gives back; False where it ended, as it does when another
-        process took one of its ports first."""
-        deadline = time.monotonic() + WAIT
-        while self._process.poll() is None:
-            if _listens(self.port) and self._works():
-                return True
-            assert time.monotonic() < deadline, f"not ready in {WAIT} s:\n{self.log()}"
-            time.sleep(0.02)
-        return False
-
-    def _works(self) -> bool:
+    def works(self) -> bool:
         fs = self.fs(config_kwargs={"retries": {"max_attempts": 0}})
         try:
             fs.ls("")
@@ -192,10 +143,6 @@ class S3Server(S3Endpoint):
             return bool(fs.cat_file("ready/x") == b"x")
         except OSError:
             return False
-
-    def log(self) -> str:
-        """The end of what it said."""
-        return self._log.read_text(errors="replace")[-3000:]
 
 
 def seaweedfs(folder: Path, *, volume_mb: int = 64, volumes: int = 256) -> S3Server:
@@ -231,7 +178,7 @@ def seaweedfs(folder: Path, *, volume_mb: int = 64, volumes: int = 256) -> S3Ser
             sockets=[Path(f"/tmp/seaweedfs-{part}-grpc-{grpc[part]}.sock") for part in parts],
         )
 
-    return _ready(start)
+    return ready(start)
 
 
 def rclone(folder: Path) -> S3Server:
@@ -250,7 +197,7 @@ def rclone(folder: Path) -> S3Server:
         # To a part of an object it adds the checksum of the whole.
         return S3Server(words, port, folder=folder, checksums=False)
 
-    return _ready(start)
+    return ready(start)
 
 
 def program(package: str, name: str) -> str:
@@ -260,40 +207,6 @@ def program(package: str, name: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"no S3 server: pip install {package}")
     return next(str(file.locate()) for file in files if file.name == name)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that were free a moment ago."""
-    with contextlib.ExitStack() as open_sockets:
-        made = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
-        for each in made:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in made]
-
-
-def _ready(start: Callable[[], S3Server]) -> S3Server:
-    for _ in range(3):
-        server = start()
-        try:
-            if server.wait_until_ready():
-                return server
-        except BaseException:
-            server.__exit__()
-            raise
-    raise AssertionError(f"it ended at its start, three times:\n{server.log()}")
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as attempt:
-        return attempt.connect_ex(("127.0.0.1", port)) == 0
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 @pytest.fixture(scope="session")

@@ -388,6 +388,7 @@ def _said(error: Error, request: Request) -> bytes:
         body = b""
     head = [
         f"HTTP/1.1 {error.status} Injected",
+        f"x-ms-error-code: {error.code}",  # Azure's clients read it there
         "Content-Type: application/xml",
         f"Content-Length: {len(body)}",
     ]

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
+import os
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import CredentialsRefused, UsageError
 
 _SCHEME = re.compile(r"(?:file|data)(?=:)|[a-z][a-z0-9+.-]*(?=://|::)", re.IGNORECASE)
 PAGE = re.compile(r"#page=([0-9]{1,6})$")
@@ -158,11 +161,14 @@ def filesystem_of(uri: str, **options: Any) -> tuple[Any, str]:
     """(the fsspec filesystem of a URI, the path in it). Listings are never cached; ``options`` go
     to the filesystem.
 
-    Raises UsageError for a scheme that nothing here reads.
+    Raises UsageError for a scheme that nothing here reads, and CredentialsRefused where the
+    environment does not tell which account of Azure is meant.
     """
     import fsspec
 
     scheme = scheme_of(uri) or "file"
+    store = EXTRAS.get(scheme)
+    _settle(store)
     try:
         fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False, **options)
     except ImportError as error:
@@ -172,11 +178,62 @@ def filesystem_of(uri: str, **options: Any) -> tuple[Any, str]:
             hint=f"pip install 'vlmbatch[{extra}]'" if extra else "install it beside vlmbatch",
         ) from None
     except ValueError as error:
+        if store == "azure":
+            raise CredentialsRefused(
+                f"cannot tell how to reach {without_secrets(uri)} ({said(error)})", hint=_FOR_AZURE
+            ) from None
         raise UsageError(
             f"nothing here reads {scheme}: {without_secrets(uri)} ({error})",
             hint="local paths, s3:, gs:, az:, hf: and https: can be read",
         ) from None
+    if store == "azure":
+        _settle_azure(fs, uri)
     return fs, path
+
+
+def _settle(store: str | None) -> None:
+    """What the libraries of Google and Azure read when they are imported."""
+    if store == "gcs":
+        # Else gcsfs asks a second service of Google's what kind of bucket it is, before each
+        # request for as long as it gets no answer. Only zonal buckets need it.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        if _is_elsewhere():  # else who has no credentials waits for the metadata server's silence
+            os.environ.setdefault("NO_GCE_CHECK", "true")
+    # They log what they raise as well, some with a traceback, and Azure's each request.
+    for name in {"gcs": ("gcsfs", "google"), "azure": ("azure",)}.get(store or "", ()):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _is_elsewhere() -> bool:
+    """Whether this machine says of itself that it is none of Google's."""
+    if any(name.startswith("GCE_METADATA_") for name in os.environ):
+        return False
+    try:
+        return not Path("/sys/class/dmi/id/product_name").read_text().startswith("Google")
+    except OSError:
+        return False
+
+
+def _settle_azure(fs: Any, uri: str) -> None:
+    service = fs.service_client
+    # Azure's own retries take a minute and a half, even for want of credentials, before anything is
+    # said. Whoever asks here asks again.
+    service._config.retry_policy.total_retries = 0
+    named = urlsplit(uri).netloc.rpartition("@")[2].partition(".")[0] if "@" in uri else ""
+    meant = service.account_name
+    if named and meant and named != meant:  # a connection string overrules the address
+        raise UsageError(
+            f"{without_secrets(uri)} is in the account {named}, but "
+            f"AZURE_STORAGE_CONNECTION_STRING is of {meant}",
+            hint="give the connection string of one account, or AZURE_STORAGE_ACCOUNT_KEY without "
+            "it, or log in with `az login`",
+        )
+
+
+_FOR_AZURE = (
+    "set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME, and with it "
+    "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN where `az login` does not do"
+)
 
 
 class Trouble(StrEnum):
@@ -201,10 +258,12 @@ _BY_CODE = {
             *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"),
             *("InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "401"),
             *("Unauthorized", "RequestExpired"),
+            *("PublicAccessNotPermitted", "KeyBasedAuthenticationNotPermitted"),  # Azure's
         ),
         Trouble.CREDENTIALS,
     ),
-    **dict.fromkeys(("PreconditionFailed", "412"), Trouble.EXISTS),
+    **dict.fromkeys(("BlobArchived", "BlobImmutableDueToPolicy"), Trouble.FORBIDDEN),  # with 409
+    **dict.fromkeys(("PreconditionFailed", "412", "BlobAlreadyExists"), Trouble.EXISTS),
     **dict.fromkeys(
         (
             *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling"),
@@ -225,6 +284,10 @@ _BY_NAME = {
     "DefaultCredentialsError": Trouble.CREDENTIALS,
     "RefreshError": Trouble.CREDENTIALS,
     "ClientAuthenticationError": Trouble.CREDENTIALS,
+    "AzureSigningError": Trouble.CREDENTIALS,  # a key that is none
+    "ServiceRequestError": Trouble.BUSY,
+    "ServiceResponseError": Trouble.BUSY,
+    "IncompleteReadError": Trouble.BUSY,
 }
 _BUSY_NUMBERS = {
     *(errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED),
@@ -253,6 +316,8 @@ def trouble_of(error: BaseException) -> Trouble:
                 return Trouble.BUSY
             case OSError() if cause.errno in _BUSY_NUMBERS:
                 return Trouble.BUSY
+            case OSError() if cause.errno is None and str(cause).startswith("Forbidden: "):
+                return Trouble.FORBIDDEN  # gcsfs's word for 403
         module = type(cause).__module__.partition(".")[0]
         if module in ("aiohttp", "urllib3", "requests", "httpx") or (
             module in ("botocore", "aiobotocore") and _code_of(cause) is None
@@ -271,13 +336,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _code_of(error: BaseException) -> str | None:
-    """S3's error code (botocore), or the HTTP status (adlfs, gcsfs, huggingface_hub, aiohttp)."""
+    """S3's error code (botocore), Azure's, or the HTTP status (adlfs, gcsfs, huggingface_hub,
+    aiohttp)."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         found = response.get("Error", {}).get("Code")
         if str(found) not in _BY_CODE:  # the status says enough of a code that nobody knows
             found = response.get("ResponseMetadata", {}).get("HTTPStatusCode", found)
         return None if found is None else str(found)
+    named = getattr(error, "error_code", None)  # Azure's says more than its status
+    if str(getattr(named, "value", named)) in _BY_CODE:
+        return str(getattr(named, "value", named))
     for holder, name in (
         *((error, "status_code"), (response, "status_code")),
         *((error, "status"), (error, "code")),  # aiohttp's warns of its code
@@ -289,7 +358,8 @@ def _code_of(error: BaseException) -> str | None:
 
 
 def said(error: BaseException) -> str:
-    """The error in a line, without secrets and colours."""
-    words = " ".join((str(error).strip() or type(error).__name__).split())
+    """The error in a line, without secrets and colours, and what Azure's adds to its sentence."""
+    sentence = re.split(r"\n(?:RequestId|ErrorCode|Content|Attempted credentials):", str(error))[0]
+    words = " ".join((sentence.strip() or type(error).__name__).split())
     words = re.sub(r"\x1b\[[0-9;]*m", "", words)
     return re.sub(r"(?<=\?)\S*|(?<=//)[^/\s@]+@", "...", words)[:300]

@@ -42,9 +42,23 @@ def bucket(s3_server):
         yield s3_server.new_bucket()
 
 
+def emulated(name: str):
+    """A parameter: a store that an emulator stands for (tests/clouds.py)."""
+    marks = [pytest.mark.consumers, pytest.mark.filterwarnings("default")]  # their libraries' own
+    return pytest.param(name, marks=marks)
+
+
+@pytest.fixture(params=["s3", emulated("google"), emulated("azure")])
+def root(request):
+    """The address of a new bucket."""
+    server = request.getfixturevalue(f"{request.param}_server")
+    with server.in_environment():
+        yield f"{server.scheme}://{server.new_bucket()}"
+
+
 @pytest.fixture
-def store(bucket):
-    return ObjectStore(f"s3://{bucket}/some/run")
+def store(root):
+    return ObjectStore(f"{root}/some/run")
 
 
 def write_bytes(data: bytes):
@@ -86,6 +100,22 @@ def test_listings_name_what_lies_right_in_a_folder(store):
     assert store.entries("__vlmbatch/shards") != before, "another content has another tag"
     store.delete(["part-1", "never there"])
     assert [entry.name for entry in store.entries()] == ["__vlmbatch"]
+
+
+def test_a_file_replaces_only_the_one_that_was_seen(store):
+    store.write("a", write_bytes(b"1"), replaces="")
+    (seen,) = store.entries()
+    store.write("a", write_bytes(b"2"), replaces=seen.tag)
+    for before in (seen.tag, ""):
+        with pytest.raises(RunStopped, match=rf"another run wrote {store.place}/a meanwhile"):
+            store.write("a", write_bytes(b"3"), replaces=before)
+    assert store.read("a") == b"2"
+    (seen,) = store.entries()
+    store.delete(["a"])
+    with pytest.raises(RunStopped, match="another run deleted"):
+        store.write("a", write_bytes(b"3"), replaces=seen.tag)
+    store.write("a", write_bytes(b"4"))
+    assert store.read("a") == b"4"
 
 
 def test_an_empty_folder_costs_one_request(s3_server, bucket):
@@ -359,8 +389,8 @@ class IgnoresConditions(ObjectStore):
 
 @pytest.mark.parametrize("kind", [ObjectStore, IgnoresConditions])
 @pytest.mark.parametrize("before", ["nothing", "a dead holder"])
-def test_of_two_that_take_at_the_same_time_one_wins(bucket, kind, before):
-    stores = [kind(f"s3://{bucket}/{kind.__name__}/{before[0]}") for _ in range(3)]
+def test_of_two_that_take_at_the_same_time_one_wins(root, kind, before):
+    stores = [kind(f"{root}/{kind.__name__}/{before[0]}") for _ in range(3)]
     if before != "nothing":
         stores[0].put_unheld(LOCK_FILE, b'{"seconds": -1, "token": "dead"}')
     leases = [lease.Lease(store, 60.0) for store in stores]

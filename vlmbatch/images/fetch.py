@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
 import re
 from collections import deque
 from collections.abc import Callable
@@ -255,5 +256,8 @@ def _absolute(uri: str, base: str) -> str:
 
 def _place_of(uri: str, base: str) -> str:
     if not is_local(base) and scheme_of(uri) is None and not os.path.isabs(uri):
-        uri = f"{base.rstrip('/')}/{uri}"
+        scheme, _, rest = f"{base.rstrip('/')}/{uri}".partition("://")
+        if uri.startswith("."):  # in stores, ".." would be a part of a name
+            rest = posixpath.normpath(rest)
+        uri = f"{scheme}://{rest}"
     return with_plain_scheme(uri)

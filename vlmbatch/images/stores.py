@@ -116,6 +116,8 @@ class StoreImages:
                 fs, path = await loop.run_in_executor(self._executor, find)
             except UsageError as error:
                 raise _refused(error) from error
+            except CredentialsRefused:
+                raise
             except Exception as error:
                 failure = self._failure(uri, error)
                 if isinstance(failure, _Odd):

@@ -386,9 +386,11 @@ class _Remote:
         return self._uris(fs, found, pattern)
 
     def _uris(self, fs: Any, found: dict[str, Any], like: str) -> dict[str, int | None]:
-        scheme = scheme_of(like)
+        """The libraries leave the scheme out, and adlfs the account of ``container@account``."""
+        scheme, _, rest = like.partition("://")
+        place = f"{scheme}://{rest.partition('/')[0]}"
         return {
-            path if "://" in path else f"{scheme}://{path}": info.get("size")
+            path if "://" in path else f"{place}/{path.partition('/')[2]}": info.get("size")
             for path, info in found.items()
             if info["type"] == "file" and not path.endswith("/")
         }

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,8 +31,10 @@ import pyarrow as pa
 import xxhash
 
 from vlmbatch.errors import OutputNotOurs, RunStopped, UsageError
+from vlmbatch.results import uploads
 from vlmbatch.results.lease import LEASE_SECONDS, Lease, is_running
 from vlmbatch.results.store import Entry, Store, reported
+from vlmbatch.results.uploads import tag_of
 from vlmbatch.storage import (
     EXTRAS,
     RangedFile,
@@ -50,8 +53,6 @@ PATIENCE_SECONDS = 120.0
 FIRST_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 15.0
 PUBLISH_SECONDS = 5.0
-ONE_REQUEST_BYTES = 100 * 2**20
-"""What s3fs uploads in one request is smaller."""
 BLOCKS = 4
 """So many blocks of a file that is being read are in memory."""
 READ_ONLY = ("http", "https", "data", "hf", "zip", "tar", "github")
@@ -71,8 +72,7 @@ class ObjectStore(Store):
         scheme = scheme_of(self.place) or ""
         self._bucket = "/".join(self.place.split("/")[:3])
         self._patience = patience
-        self._is_s3 = EXTRAS.get(scheme) == "s3"
-        self._overwrite = {"overwrite": True} if EXTRAS.get(scheme) == "azure" else {}
+        self._kind = EXTRAS.get(scheme)
         self._lease: Lease | None = None
         self._publisher: _Publisher | None = None
         # Of this user and place; a resume appends to the same logs.
@@ -117,21 +117,21 @@ class ObjectStore(Store):
         path = self._path(folder)
 
         def listing() -> list[dict[str, Any]]:
-            if self._is_s3:  # `ls` lists the folder above as well, where this one is empty
+            if self._kind == "s3":  # `ls` lists the folder above as well, where this one is empty
                 return list(fsspec.asyn.sync(self._fs.loop, self._fs._lsdir, path))
             return list(self._fs.ls(path, detail=True))
 
         try:
             found = self._ask("list", folder, listing)
         except FileNotFoundError:
-            if self._is_s3:
+            if self._kind == "s3":
                 raise _NoBucket(self._bucket) from None
             return []
         entries = []
         for each in found:
             name = each["name"].strip("/")
             if name != path.strip("/"):  # else a folder's marker
-                entries.append(Entry(name.rpartition("/")[2], _tag(each)))
+                entries.append(Entry(name.rpartition("/")[2], tag_of(each)))
         return sorted(entries, key=lambda entry: entry.name)
 
     def read(self, name: str, *, patience: float | None = None) -> bytes | None:
@@ -174,33 +174,29 @@ class ObjectStore(Store):
         with reported(folder), tempfile.TemporaryDirectory(dir=folder) as made:
             temporary = Path(made) / name.rpartition("/")[2]
             build(temporary)
-            condition = self._condition(temporary, replaces)
             try:
-                self._put(name, lambda path: self._put_file(temporary, path, **condition))
-            except (FileExistsError, _NoBucket) as error:
-                if isinstance(error, _NoBucket) and "IfMatch" not in condition:
+                return self._put(name, lambda path: self._put_file(temporary, path, replaces))
+            except FileExistsError:
+                pass
+            except _NoBucket:
+                if not replaces:
                     raise
-                # Perhaps by ourselves: an upload whose acknowledgement was lost is repeated. Where
-                # the object to replace is gone, AWS says so in place of 412.
-                there = self.read(name)
-                if there != temporary.read_bytes():
-                    did = "deleted" if there is None else "wrote"
-                    raise RunStopped(
-                        f"another run {did} {self.at(name)} meanwhile",
-                        hint="give the same command again: it goes on from what is committed",
-                    ) from None
-
-    def _condition(self, local: Path, replaces: str | None) -> dict[str, str]:
-        """On S3, for what goes up in one request: s3fs has no place for the condition of others."""
-        if replaces is None or not self._is_s3 or local.stat().st_size >= ONE_REQUEST_BYTES:
-            return {}
-        return {"IfMatch": replaces} if replaces else {"mode": "create"}
+            # Perhaps by ourselves: an upload whose acknowledgement was lost is repeated. Where the
+            # object to replace is gone, AWS says so in place of 412. (Asked here, not while that
+            # error is handled: it would be taken for the cause of what the store says now.)
+            there = self.read(name)
+            if there != temporary.read_bytes():
+                did = "deleted" if there is None else "wrote"
+                raise RunStopped(
+                    f"another run {did} {self.at(name)} meanwhile",
+                    hint="give the same command again: it goes on from what is committed",
+                )
 
     def write_json(self, name: str, value: Any) -> None:
         data = _json(value)
         if self._publisher is not None:
             self._publisher.forget(name)
-        self._put(name, lambda path: self._fs.pipe_file(path, data))
+        self._put(name, lambda path: self._pipe(path, data, None))
 
     def publish(self, name: str, value: Any) -> None:
         if self._publisher is None:
@@ -208,8 +204,11 @@ class ObjectStore(Store):
         else:
             self._publisher.put(name, _json(value))
 
-    def _put_file(self, local: Path, path: str, **condition: str) -> None:
-        self._fs.put_file(str(local), path, **self._overwrite, **condition)
+    def _put_file(self, local: Path, path: str, replaces: str | None) -> None:
+        uploads.put_file(self._fs, self._kind, local, path, replaces)
+
+    def _pipe(self, path: str, data: bytes, replaces: str | None) -> None:
+        uploads.pipe_file(self._fs, self._kind, data, path, replaces)
 
     def _put(self, name: str, put: Callable[[str], None]) -> None:
         self._still_ours()
@@ -286,17 +285,12 @@ class ObjectStore(Store):
         at = info.get("LastModified") or info.get("last_modified")
         if not isinstance(at, datetime):
             at = self._fs.modified(path)
-        return Stat(_tag(info), at if at.tzinfo else at.replace(tzinfo=UTC))
+        return Stat(tag_of(info), at if at.tzinfo else at.replace(tzinfo=UTC))
 
     def create(self, name: str, data: bytes, *, patience: float | None = None) -> bool:
         """Write an object that must not be there yet; False where it was, if the store looks."""
-
-        def put() -> None:
-            mode = {"overwrite": False} if self._overwrite else {"mode": "create"}
-            self._fs.pipe_file(self._path(name), data, **mode)
-
         try:
-            self._ask("write", name, put, patience)
+            self._ask("write", name, partial(self._pipe, self._path(name), data, ""), patience)
         except FileExistsError:
             return False
         except FileNotFoundError:
@@ -306,11 +300,7 @@ class ObjectStore(Store):
     def replace(self, name: str, data: bytes, tag: str, *, patience: float | None = None) -> bool:
         """Write an object that is there with this tag; False where it has another one by now, if
         the store looks."""
-        condition = {"IfMatch": tag} if self._is_s3 and tag else {}
-
-        def put() -> None:
-            self._fs.pipe_file(self._path(name), data, **condition)
-
+        put = partial(self._pipe, self._path(name), data, tag or None)
         try:
             self._ask("write", name, put, patience)
         except (FileExistsError, FileNotFoundError):
@@ -323,7 +313,7 @@ class ObjectStore(Store):
 
     def put_unheld(self, name: str, data: bytes) -> None:
         """Write once, without patience."""
-        self._ask("write", name, lambda: self._fs.pipe_file(self._path(name), data), 0.0)
+        self._ask("write", name, partial(self._pipe, self._path(name), data, None), 0.0)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -475,14 +465,6 @@ def _checked(uri: str) -> str:
             hint="the store's own environment variables have their place for them",
         )
     return uri.rstrip("/")
-
-
-def _tag(info: dict[str, Any]) -> str:
-    """What changes with the content: most stores say one."""
-    for name in ("ETag", "etag", "generation", "md5Hash"):
-        if info.get(name):
-            return str(info[name])
-    return ""
 
 
 def _json(value: Any) -> bytes:
