@@ -177,4 +177,4 @@ def test_a_run_and_its_resume(name, tmp_path):
         WRITERS[name](manifest, range(rows - 1))
     third = vlmbatch("run", *options)
     assert third.exit_code == 2, third
-    assert "manifest: was" in third.stderr
+    assert "\n  manifest: " in third.stderr
