@@ -441,6 +441,9 @@ def test_splits_of_a_folder_have_the_same_types_also_where_all_of_a_column_is_nu
     assert {len(rows) > 0 for rows in found.values()} == {True}
     answers = [a for rows in found.values() for row in rows for a in row["answers"]]
     assert sorted({a["question"] or "" for a in answers}) == ["", "q?"]
+    assert len(list((tmp_path / "a").glob("*/metadata.parquet"))) == 2
+    export(tmp_path / "out", tmp_path / "b", "imagefolder")
+    assert (tmp_path / "b/train/metadata.jsonl").exists()
 
 
 # once more, and after a kill

@@ -102,7 +102,7 @@ def export(
     axolotl        JSON lines for axolotl (chat_template): messages with content blocks
     jsonl          an object for each answer: text, boxes, json, images, carried columns
     captions       a text file beside each image, for diffusion fine-tuners
-    imagefolder    images and metadata.parquet, which `datasets` reads as a folder
+    imagefolder    images and metadata.jsonl, which `datasets` reads as a folder
     webdataset     tar shards of key.jpg, key.txt, key.json
     hub            as trl, with a data set card, uploaded to the Hugging Face Hub
     coco           boxes: instances_SPLIT.json; captions of the same run: captions_SPLIT.json

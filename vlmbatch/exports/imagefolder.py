@@ -1,22 +1,24 @@
-"""The Hugging Face ImageFolder: copied images, and ``metadata.parquet`` with their captions.
+"""The Hugging Face ImageFolder: copied images, and ``metadata.jsonl`` with their captions.
 
 Source: ``datasets`` (5.2), ``packaged_modules/folder_based_builder``: ``file_name`` names an image
-relative to the metadata's folder, ``file_names`` several. All splits must have the same types,
-which JSON lines have not where a column is null throughout a split.
+relative to the metadata's folder, ``file_names`` several. All splits must have the same types; as
+JSON lines have no type for a column that is null throughout a split, the metadata is then Parquet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlmbatch.exports.base import SPLITS_OF_DATASETS, Example, Format, ImageMode, Sink
 from vlmbatch.exports.pieces import Piece
 from vlmbatch.exports.selection import Drop
-from vlmbatch.exports.sinks import ParquetSink, join_tables
+from vlmbatch.exports.sinks import ParquetSink, join_tables, join_tables_as_lines
 from vlmbatch.exports.texts import answers_of, no_text, texts_of
 
 IN_FOLDERS = frozenset(("id", "file_name", "file_names", "image", "images"))
@@ -33,10 +35,10 @@ def free_in_folders(column: str) -> str:
 
 
 class ImageFolder(Format):
-    """``train/metadata.parquet``; ``text`` is the first answer's, ``answers`` has all of them."""
+    """``train/metadata.jsonl``; ``text`` is the first answer's, ``answers`` has all of them."""
 
     name = "imagefolder"
-    about = "images and metadata.parquet, which datasets.load_dataset reads as a folder"
+    about = "images and metadata.jsonl, which datasets.load_dataset reads as a folder"
     images = (ImageMode.COPY,)
     split_names = SPLITS_OF_DATASETS
     taken = IN_FOLDERS | {"text", "answers"}
@@ -73,10 +75,28 @@ class ImageFolder(Format):
         return f"{example.split}/{example.row // 10_000:05d}/{name}"
 
     def finish(self) -> None:
-        for split in self.export.splits.names:
-            if pieces := self.export.kept(split):
-                build = partial(join_tables, pieces, self.schema())
-                self.export.destination.write(f"{split}/metadata.parquet", build)
+        kept = {name: self.export.kept(name) for name in self.export.splits.names}
+        kept = {name: pieces for name, pieces in kept.items() if pieces}
+        as_lines = len(set(map(_without_values, kept.values()))) == 1
+        for split, pieces in kept.items():
+            if as_lines:
+                build, ending = partial(join_tables_as_lines, pieces), "jsonl"
+            else:
+                build, ending = partial(join_tables, pieces, self.schema()), "parquet"
+            self.export.destination.write(f"{split}/metadata.{ending}", build)
+
+
+def _without_values(pieces: Sequence[Path]) -> frozenset[str]:
+    """Columns, also those in structs, that are null in every row, or lists without anything."""
+    columns, with_values = set[str](), set[str]()
+    for path in pieces:
+        metadata = pq.read_metadata(path)
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):
+                columns.add(chunk.path_in_schema)
+                if chunk.statistics is None or chunk.statistics.null_count < chunk.num_values:
+                    with_values.add(chunk.path_in_schema)
+    return frozenset(columns - with_values)
 
 
 FORMAT = ImageFolder

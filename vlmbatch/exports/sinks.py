@@ -107,6 +107,13 @@ def join_tables(pieces: Iterable[Path], schema: pa.Schema, file: BinaryIO) -> No
                 writer.write_batch(batch)
 
 
+def join_tables_as_lines(pieces: Iterable[Path], file: BinaryIO) -> None:
+    """The same as lines of JSON."""
+    for path in pieces:
+        for batch in pq.ParquetFile(path).iter_batches(ROW_GROUP_ROWS, use_threads=False):
+            file.writelines(map(line_of, batch.to_pylist()))
+
+
 def synced(file: BinaryIO) -> None:
     """Everything written lies on the disk; the file is closed."""
     with file:
