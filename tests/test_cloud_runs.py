@@ -258,12 +258,12 @@ def test_a_lease_that_expired_is_taken_over(pictures: Pictures, tmp_path: Path) 
 def test_lost_acknowledgements_double_nothing(bucket: Bucket, tmp_path: Path) -> None:
     run = StoreRun(tmp_path, Pictures.made(bucket.server, 60), 60)
     uploads = one_of(
-        where(by_chance(0.3, LostAnswer(), seed=5), operation="PUT"),
-        where(by_chance(0.3, LostAnswer(), seed=6), operation="POST"),
+        where(by_chance(0.5, LostAnswer(), seed=5), operation="PUT"),
+        where(by_chance(0.5, LostAnswer(), seed=6), operation="POST"),
     )
     with bucket.proxied(uploads) as proxy, bucket.server.in_environment(proxy.port):
         ended = run.finish()
-    assert proxy.injected[LostAnswer()] > 2
+    assert proxy.injected[LostAnswer()]  # of some ten uploads
     run.assert_done(ended)
     assert not run.log.rows_twice()
 

@@ -31,6 +31,8 @@ _UNCHANGED = re.compile(UNCHANGED)
 _CHAINED = re.compile(r"::(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 _QUERY = re.compile(r"\?[A-Za-z0-9._~%+&;-]+=.*", re.DOTALL)
 _USER_INFO = re.compile(r"(?<=://)[^/?#]*@")
+_KEYS = r"(?!arn:)[^/:@]+:[^@]*@"
+"""A key and its secret before a bucket; secrets may have slashes."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}
 EXTRAS |= {"abfss": "azure", "adl": "azure", "hf": "hub"}
 """Which extra of this package brings the library of a scheme."""
@@ -42,6 +44,8 @@ STORES = frozenset(
 )
 """Schemes whose host is settled by the environment. Those that name one of their own (``ftp:``,
 ``sftp:``, ``smb:``, ...) or reach local files would go around the guards of images."""
+_CONTAINED = frozenset(("az", "abfs", "abfss", "adl", "oci", "ocilake"))
+"""Stores whose addresses may be ``container@place``."""
 
 
 class RangedFile(io.RawIOBase):
@@ -100,6 +104,20 @@ def with_plain_scheme(uri: str) -> str:
     return f"{scheme}{uri[len(scheme) :]}"
 
 
+def joined(folder: str, name: str) -> str:
+    """The URI of a name relative to a folder in a store or on a web server. ``.`` and ``..`` are
+    steps, as on a disk, and never lead above the bucket or host (RFC 3986, 5.2.4); stores would
+    take them for letters."""
+    scheme, _, place = folder.rstrip("/").partition("://")
+    host, *steps = place.split("/")
+    for step in name.split("/"):
+        if step == "..":
+            del steps[-1:]
+        elif step != ".":
+            steps.append(step)
+    return f"{scheme}://{'/'.join((host, *steps))}"
+
+
 def is_local(uri: str) -> bool:
     """Whether it is a path or a ``file:`` URI."""
     return scheme_of(uri) in (None, "file")
@@ -119,7 +137,10 @@ def without_secrets(uri: str) -> str:
     scheme = scheme_of(uri)
     if scheme is None:
         return uri
-    if chained := _CHAINED.search(uri):  # zip://member::https://user:key@host/file.zip?signature
+    is_chain = scheme not in STORES and scheme not in ("http", "https")
+    if is_chain and (
+        chained := _CHAINED.search(uri)
+    ):  # zip://member::https://user:key@host/file.zip?signature
         return f"{uri[: chained.end()]}{without_secrets(uri[chained.end() :])}"
     if scheme in ("zip", "tar") and "::" in uri:  # in an archive on the local disk
         return uri
@@ -135,25 +156,31 @@ def without_secrets(uri: str) -> str:
 
 
 def _object_without_secrets(uri: str, scheme: str) -> str:
-    bucket, slash, key = uri.partition("://")[2].partition("/")
-    if EXTRAS.get(scheme) != "azure":
-        bucket = bucket.rpartition("@")[2]
-    bare = f"{scheme}://{bucket}{slash}{key}"
+    place = uri.partition("://")[2]
+    while user := _user_before(place, scheme):
+        place = place[user.end() :]
+    bare = f"{scheme}://{place}"
     page = PAGE.search(bare)
     shown = _QUERY.sub("", bare)
     return shown if shown == bare or page is None else f"{shown}{page.group()}"
 
 
+def _user_before(place: str, scheme: str) -> re.Match[str] | None:
+    """What stands before a bucket and does not belong there."""
+    return re.match(_KEYS if scheme in _CONTAINED else rf"{_KEYS}|[^/@]*@", place)
+
+
 def check_names_object(uri: str) -> None:
     """Raises UsageError for the URI of a store that names no object, or has a password in it, which
     no store takes from there and which its library might repeat in an error."""
-    bucket, _, key = uri.partition("://")[2].partition("/")
-    if "@" in bucket and EXTRAS.get(scheme_of(uri) or "") != "azure":
+    scheme, place = scheme_of(uri) or "", uri.partition("://")[2]
+    bucket, _, key = place.partition("/")
+    if _user_before(place, scheme):
         raise UsageError(
             f"credentials do not belong into the address of {without_secrets(uri)}",
             hint="set the store's own variables in the environment",
         )
-    if not bucket or not key.strip("/"):
+    if EXTRAS.get(scheme) in ("s3", "gcs", "azure") and not (bucket and key.strip("/")):
         raise UsageError(f"{without_secrets(uri)} names no object")
 
 
@@ -219,7 +246,8 @@ def _settle_azure(fs: Any, uri: str) -> None:
     # Azure's own retries take a minute and a half, even for want of credentials, before anything is
     # said. Whoever asks here asks again.
     service._config.retry_policy.total_retries = 0
-    named = urlsplit(uri).netloc.rpartition("@")[2].partition(".")[0] if "@" in uri else ""
+    container, _, place = urlsplit(uri).netloc.rpartition("@")
+    named = place.partition(".")[0] if container else ""
     meant = service.account_name
     if named and meant and named != meant:  # a connection string overrules the address
         raise UsageError(

@@ -163,6 +163,25 @@ def test_carried_columns_are_kept(form: str, output: Path, tmp_path: Path) -> No
     assert [first[name] for name in names] == ["a.tif", "b.tif"]
 
 
+def test_names_that_become_alike_stay_apart(tmp_path: Path) -> None:
+    names = ["a_file_name", "a_filename", "file_name", "carried_filename"]
+    columns = {"image": [square(COLOURS[0])], "reply": ["x"], **{name: [name] for name in names}}
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    run = vlmbatch(
+        *("run", tmp_path / "m.parquet", *echo(reply_from="reply"), "-o", tmp_path / "out"),
+        *(f"--carry={name}" for name in names),
+    )
+    assert run.exit_code == 0, run
+    exported(tmp_path / "out", tmp_path / "a", "imagefolder")
+    (row,) = lines("train/metadata.jsonl")(tmp_path / "a")
+    assert {key: row[key] for key in row if key.startswith(("a_", "carried_"))} == {
+        "carried_a_filename": "a_file_name",
+        "a_filename": "a_filename",
+        "carried_carried_filename": "file_name",
+        "carried_filename": "carried_filename",
+    }
+
+
 @pytest.mark.parametrize("form", ["captions", "fiftyone"])
 def test_images_that_are_not_copied_are_named_where_they_are(
     form: str, output: Path, tmp_path: Path

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from vlmbatch.errors import ManifestError
+from vlmbatch.errors import ManifestError, UsageError
 from vlmbatch.manifest.columns import Columns, choose_columns, default_id, row_of
 from vlmbatch.records import ImageRef
-from vlmbatch.storage import UNCHANGED, without_secrets
+from vlmbatch.storage import UNCHANGED, check_names_object, joined, without_secrets
 
 HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -181,6 +181,10 @@ def test_the_default_id_does_not_depend_on_the_rest():
         ("what?.png", "what?.png"),
         ("https://u:p@x.org/a.png?k=v#f", "https://x.org/a.png"),
         ("s3://key:secret@bucket/a b.png", "s3://bucket/a b.png"),
+        ("s3://key:sec/ret@bucket/a@b.png", "s3://bucket/a@b.png"),
+        ("s3://arn:aws:s3:eu:1:accesspoint/x/a@b", "s3://arn:aws:s3:eu:1:accesspoint/x/a@b"),
+        ("oci://bucket@space/a.png?sig=1", "oci://bucket@space/a.png"),
+        ("https://u:p@x.org/a.png?k=v::https://y.org/b", "https://x.org/a.png"),
         ("https://u:p@[::1/a?secret", "https://[::1/a"),
         ("s3://bucket/a#1?.png", "s3://bucket/a#1?.png"),
         ("S3://bucket/a\n.png#page=2", "s3://bucket/a\n.png#page=2"),
@@ -201,6 +205,34 @@ def test_no_text_breaks_a_reference(text):
     for uri in (text, f"https://{text}", f"https://u:secret@{text}", f"s3://{text}?secret"):
         shown = without_secrets(uri)
         assert shown == without_secrets(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("../p/1.jpg", "s3://b/p/1.jpg"),
+        ("./1.jpg", "s3://b/m/1.jpg"),
+        ("sub/../1.jpg", "s3://b/m/1.jpg"),
+        ("a//b.jpg", "s3://b/m/a//b.jpg"),
+        ("../../../1.jpg", "s3://b/1.jpg"),
+    ],
+)
+def test_relative_names_are_steps_that_stay_in_the_bucket(name, meant):
+    assert joined("s3://b/m/", name) == meant
+    assert joined("https://h", "../1.jpg") == "https://h/1.jpg"
+
+
+@pytest.mark.parametrize("uri", ["s3://k:s/x@b/1.jpg", "s3://k@b/1.jpg", "s3://b", "s3:///1.jpg"])
+def test_what_names_no_object_is_refused(uri):
+    with pytest.raises(UsageError):
+        check_names_object(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["oci://b@space/1.jpg", "dbfs:///1.jpg", "az://b/run@v2", "gdrive://1"]
+)
+def test_other_ways_to_name_an_object_are_not(uri):
+    check_names_object(uri)
 
 
 VALUES = st.recursive(

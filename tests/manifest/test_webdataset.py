@@ -72,6 +72,9 @@ def test_a_link_in_place_of_a_member_is_a_bad_row(tmp_path):
             link.type, link.linkname = kind, "1.jpg"
             tar.addfile(link)
         add(tar, "4.jpg", b"y")
+        link = tarfile.TarInfo("4.npy")  # of a kind that is passed over
+        link.type, link.linkname = tarfile.LNKTYPE, "1.jpg"
+        tar.addfile(link)
     rows = rows_of(path)
     assert [row.id for row in rows] == ["1", "2", "3", "4"]
     said = "is a link to 1.jpg, which has no bytes of its own"

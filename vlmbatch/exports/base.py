@@ -168,13 +168,19 @@ class Format:
 
     @cached_property
     def columns(self) -> dict[str, pa.Field]:
-        """The carried columns by their names in this format."""
-        return {self.free_name(each.name): each for each in self.export.source.carried}
+        """The carried columns by their names in this format: their own, where these are free."""
+        carried = self.export.source.carried
+        own = {each.name for each in carried}
+        found: dict[str, pa.Field] = {}
+        for each in carried:
+            name = self.allowed(each.name)
+            while name in self.taken or name in found or (name in own and name != each.name):
+                name = self.allowed(f"carried_{name}")
+            found[name] = each
+        return found
 
-    def free_name(self, column: str) -> str:
-        name, others = column, {each.name for each in self.export.source.carried} - {column}
-        while name in self.taken or name in others:
-            name = f"carried_{name}"
+    def allowed(self, name: str) -> str:
+        """The name, or one like it where its consumers take columns of such names for others."""
         return name
 
 

@@ -84,8 +84,8 @@ class Captions(Format):
         return f"{example.split}/{name}"
 
     def finish(self) -> None:
-        """Of several rows about one image, each has its lines in the text. Holds 8 bytes and a
-        place in a set for each image."""
+        """Of several rows about one image, each has its lines in the text. Holds two numbers of 8
+        bytes, in a dict and a set, for each image."""
         self._check_names()
         seen = set[int]()
         for split in self.export.splits.names:

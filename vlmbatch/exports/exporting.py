@@ -26,7 +26,13 @@ from vlmbatch.exports.base import Example, Format, ImageMode, Sink, Unsuited
 from vlmbatch.exports.conversations import Conversations, Wording
 from vlmbatch.exports.own import format_named
 from vlmbatch.exports.pictures import Pictures
-from vlmbatch.exports.pieces import Destination, Piece, checked_place, same_settings
+from vlmbatch.exports.pieces import (
+    LAYOUT,
+    Destination,
+    Piece,
+    checked_place,
+    same_settings,
+)
 from vlmbatch.exports.quality import checked_filters, quality_drops, stripped
 from vlmbatch.exports.selection import Drop, Selection
 from vlmbatch.exports.source import Source, open_source
@@ -388,6 +394,7 @@ def _told(exported: Export, kind: type[Format], mode: ImageMode) -> dict[str, An
     source = exported.source
     return {
         "format": kind.name,
+        "layout": LAYOUT,
         "images": str(mode),
         **given,
         **wording,

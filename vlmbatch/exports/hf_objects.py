@@ -16,7 +16,7 @@ from vlmbatch.exports.annotations import Annotations, Labelled
 from vlmbatch.exports.base import SPLITS_OF_DATASETS, Example, ImageMode
 from vlmbatch.exports.boxes import xywh
 from vlmbatch.exports.carried import type_in_json, value_from_json
-from vlmbatch.exports.imagefolder import IN_FOLDERS, free_in_folders
+from vlmbatch.exports.imagefolder import IN_FOLDERS, allowed_in_folders
 from vlmbatch.exports.sinks import ParquetSink
 
 _OBJECTS = pa.struct(
@@ -46,8 +46,8 @@ class HfObjects(Annotations):
     split_names = SPLITS_OF_DATASETS
     taken = frozenset((*SCHEMA.names, *IN_FOLDERS))
 
-    def free_name(self, column: str) -> str:
-        return free_in_folders(super().free_name(column))
+    def allowed(self, name: str) -> str:
+        return allowed_in_folders(name)
 
     def copy_to(self, example: Example, name: str) -> str:
         return f"{example.split}/{example.row // 10_000:05d}/{name}"

@@ -1,8 +1,9 @@
 """The Hugging Face ImageFolder: copied images, and ``metadata.jsonl`` with their captions.
 
 Source: ``datasets`` (5.2), ``packaged_modules/folder_based_builder``: ``file_name`` names an image
-relative to the metadata's folder, ``file_names`` several. All splits must have the same types; as
-JSON lines have no type for a column that is null throughout a split, the metadata is then Parquet.
+relative to the metadata's folder, ``file_names`` several. All splits must have the same types;
+where a column is null throughout one split and not another, JSON lines say two, and the metadata
+is Parquet.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ IN_FOLDERS = frozenset(("id", "file_name", "file_names", "image", "images"))
 _ANSWER = pa.struct([pa.field(name, pa.string()) for name in ("task", "question", "text", "json")])
 
 
-def free_in_folders(column: str) -> str:
+def allowed_in_folders(column: str) -> str:
     """``datasets`` takes any ``..._file_name`` for another image."""
     for ending in ("_file_name", "_file_names"):
         if column.endswith(ending):
@@ -43,8 +44,8 @@ class ImageFolder(Format):
     split_names = SPLITS_OF_DATASETS
     taken = IN_FOLDERS | {"text", "answers"}
 
-    def free_name(self, column: str) -> str:
-        return free_in_folders(super().free_name(column))
+    def allowed(self, name: str) -> str:
+        return allowed_in_folders(name)
 
     def drops(self) -> Sequence[Drop]:
         return (no_text,)

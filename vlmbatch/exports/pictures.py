@@ -21,7 +21,7 @@ from vlmbatch.exports.base import Example, Format, ImageMode, Picture
 from vlmbatch.grounding import Size
 from vlmbatch.images.decode import decode, header, is_turned
 from vlmbatch.images.failures import Larger
-from vlmbatch.images.fetch import Fetcher, Reach, page_of, reference
+from vlmbatch.images.fetch import Fetcher, Reach, absolute, page_of, reference
 from vlmbatch.images.load import Limits, retried
 from vlmbatch.images.local import local_path
 from vlmbatch.job import JobSpec
@@ -164,9 +164,9 @@ class Pictures:
             return None
         if page_of(ref) is not None:
             return None
-        uri = ref.uri
-        if scheme_of(uri) is None and not os.path.isabs(uri):
-            uri = f"{self._base.rstrip('/')}/{uri}"
+        uri = absolute(ref.uri, self._base)
+        if scheme_of(uri) is None:
+            uri = os.path.join(self._base, uri)
         if is_local(uri):
             path = local_path(uri)
             return None if self._form.upright and _is_turned(path) else path

@@ -23,6 +23,8 @@ from vlmbatch.storage import is_local, without_secrets
 SETTINGS_FILE = f"{OURS}/export.json"
 _TMP = f"{OURS}/tmp"
 _MARKS = f"{OURS}/pieces"
+LAYOUT = 2
+"""Of what pieces hold, and how rows are divided: no export goes on with pieces of another one."""
 
 
 @dataclass(slots=True)

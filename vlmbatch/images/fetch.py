@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import posixpath
 import re
 from collections import deque
 from collections.abc import Callable
@@ -27,7 +26,15 @@ from vlmbatch.images.http import HttpImages
 from vlmbatch.images.local import LocalFiles
 from vlmbatch.images.stores import StoreImages
 from vlmbatch.records import ImageRef
-from vlmbatch.storage import PAGE, STORES, is_local, scheme_of, with_plain_scheme, without_secrets
+from vlmbatch.storage import (
+    PAGE,
+    STORES,
+    is_local,
+    joined,
+    scheme_of,
+    with_plain_scheme,
+    without_secrets,
+)
 
 _MEDIA_TYPE = re.compile(r"data:([a-z]+/[a-z0-9.+-]{1,60}(?=[;,]))?", re.IGNORECASE)
 FIRST_BYTES, LEAST_BYTES = 4 * 2**20, 2**18
@@ -106,7 +113,7 @@ class Fetcher:
         """A text that is another one when the image was replaced, of what its place says of it:
         its ETag, else its size (never its time, which a copy changes); of a data: URI the
         xxh3-64 hex. None where the place says neither. Raises as ``fetch``."""
-        uri = _absolute(uri, self._base)
+        uri = absolute(uri, self._base)
         name = reference(ImageRef(uri=uri)) or uri
         uri = PAGE.sub("", uri)
         match scheme_of(uri):
@@ -135,7 +142,7 @@ class Fetcher:
             return lambda reserved: self._embedded(ref)
         if not ref.uri:
             return None
-        uri = _absolute(ref.uri, self._base)
+        uri = absolute(ref.uri, self._base)
         name = reference(ImageRef(uri=uri)) or uri
         uri = PAGE.sub("", uri)
         match scheme_of(uri):
@@ -160,7 +167,7 @@ class Fetcher:
 
     async def _named(self, uri: str, reserved: int) -> bytes:
         """The dispatch: a further kind of place is a further case here."""
-        uri = _absolute(uri, self._base)
+        uri = absolute(uri, self._base)
         name = reference(ImageRef(uri=uri)) or uri
         uri = PAGE.sub("", uri)
         match scheme_of(uri):
@@ -246,7 +253,7 @@ def reference(ref: ImageRef) -> str | None:
     return without_secrets(ref.uri)
 
 
-def _absolute(uri: str, base: str) -> str:
+def absolute(uri: str, base: str) -> str:
     """A relative path in a manifest from elsewhere is relative to that; local ones stay."""
     if scheme_of(uri) not in ("zip", "tar"):
         return _place_of(uri, base)
@@ -256,8 +263,5 @@ def _absolute(uri: str, base: str) -> str:
 
 def _place_of(uri: str, base: str) -> str:
     if not is_local(base) and scheme_of(uri) is None and not os.path.isabs(uri):
-        scheme, _, rest = f"{base.rstrip('/')}/{uri}".partition("://")
-        if uri.startswith("."):  # in stores, ".." would be a part of a name
-            rest = posixpath.normpath(rest)
-        uri = f"{scheme}://{rest}"
+        uri = joined(base, uri)
     return with_plain_scheme(uri)

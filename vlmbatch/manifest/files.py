@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import lzma
 import os
-import posixpath
 import random
 import tarfile
 import time
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from vlmbatch.errors import ManifestError, ManifestUnreachable, VlmbatchError
-from vlmbatch.storage import RangedFile, Trouble, filesystem_of, said, scheme_of, trouble_of
+from vlmbatch.storage import RangedFile, Trouble, filesystem_of, joined, said, scheme_of, trouble_of
 
 T = TypeVar("T")
 
@@ -30,7 +29,6 @@ BACKOFF_SECONDS = 0.5
 
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"BZh": "bzip2"}
 _PACKED |= {b"\xfd7zXZ\0": "xz", b"PK\3\4": "zip"}
-PACKED_BYTES = max(map(len, _PACKED))
 _UNREADABLE = (
     pa.ArrowException,
     OSError,
@@ -94,11 +92,9 @@ class Place:
         """Local path or URI."""
         if self.is_local:
             return os.path.normpath(os.path.join(self.folder, self.name))
-        joined = f"{self.folder.rstrip('/')}/{self.name}"
-        if not self.name.startswith("../"):
-            return joined
-        scheme, _, rest = joined.partition("://")
-        return f"{scheme}://{posixpath.normpath(rest)}"
+        if self.name.startswith("../"):
+            return joined(self.folder, self.name)
+        return f"{self.folder.rstrip('/')}/{self.name}"
 
     @property
     def size(self) -> int:

@@ -20,7 +20,6 @@ import xxhash
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest import images, jsonl, text
 from vlmbatch.manifest.files import (
-    PACKED_BYTES,
     REMOTE_BUFFER,
     ManifestFile,
     Place,
@@ -63,7 +62,9 @@ def look_at(place: Place) -> tuple[ManifestFile, pa.Schema]:
     rows, starts, offsets = 0, [], []
     found = []
     with reading(place.path), _opened(place, size) as file:
-        refuse_packed(place.path, file.read(PACKED_BYTES))
+        head = file.read(tarfile.BLOCKSIZE)
+        if head[257:262] != b"ustar":
+            refuse_packed(place.path, head)
         for sample in _samples(file, 0, place, size):
             if rows % START_ROWS == 0:
                 starts.append(rows)
@@ -115,11 +116,12 @@ def _samples(file: Any, offset: int, place: Place, size: int) -> Iterator[Sample
             tar.members = []  # type: ignore[attr-defined]  # or it remembers them all
             if member.offset_data + member.size > size:
                 raise _damaged(place, member.offset)
-            if not (member.isfile() or member.islnk() or member.issym()):
-                continue
             folder, slash, name = member.name.rpartition("/")
             base, dot, ending = name.partition(".")
             if not dot or not base:  # no ending, or hidden
+                continue
+            is_link = member.islnk() or member.issym()
+            if not (member.isfile() or (is_link and _is_read(ending.lower()))):
                 continue
             key = f"{folder}{slash}{base}"
             if sample is None or sample.key != key:
@@ -135,6 +137,14 @@ def _samples(file: Any, offset: int, place: Place, size: int) -> Iterator[Sample
         yield sample
 
 
+def _is_read(ending: str) -> bool:
+    return _is_image(ending) or ending in TEXTS or ending == "json"
+
+
+def _is_image(ending: str) -> bool:
+    return f".{ending.rpartition('.')[2]}" in images.SUFFIXES
+
+
 def _record(file: Any, sample: Sample, *, with_images: bool) -> tuple[dict[str, Any], str | None]:
     """The row's columns, and what is wrong with its texts. Without images: an image has no bytes,
     which are not read."""
@@ -148,7 +158,7 @@ def _record(file: Any, sample: Sample, *, with_images: bool) -> tuple[dict[str, 
                 "no bytes of its own (tar -h --hard-dereference stores the files)"
             )
             continue
-        if f".{ending.rpartition('.')[2]}" in images.SUFFIXES:
+        if _is_image(ending):
             if member.size > IMAGE_BYTES:
                 problem = problem or f"{member.name} has {member.size:,} bytes"
                 continue
