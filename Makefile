@@ -42,7 +42,7 @@ format: $(INSTALLED) ## format, and fix what lint can fix
 	$(PY) -m ruff format .
 
 test: $(INSTALLED) $(TORCHVISION) ## all tests but the slow ones, and those that need pip's index
-	$(PYTEST) -n 3 --dist loadfile -m "not slow and not consumers"
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not consumers"
 
 test-vllm: $(VLLM_INSTALLED) $(TORCHVISION) ## tests on vLLM itself, on the CPU, in .venv-vllm
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_PY) -m pytest tests/vllm -n 2 --dist loadfile -m "not slow"

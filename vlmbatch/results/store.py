@@ -300,10 +300,10 @@ def reported(path: Path) -> Iterator[None]:
         hints = {
             errno.ENOSPC: "free some space and run the same command again",
             errno.EDQUOT: "free some space and run the same command again",
-            errno.EROFS: "give another folder, that can be written",
-            errno.EACCES: "give another folder, that can be written",
-            errno.ENOTDIR: "give another folder",
-            errno.EEXIST: "give another folder",
+            errno.EROFS: "give an output folder that can be written with -o",
+            errno.EACCES: "give an output folder that can be written with -o",
+            errno.ENOTDIR: "give another output folder with -o",
+            errno.EEXIST: "give another output folder with -o",
         }
         # By number: pyarrow's own text only wraps the system's.
         reason = os.strerror(error.errno) if error.errno else str(error)
