@@ -518,6 +518,16 @@ class KillRun:
         answered = {line.row for line in self.log.lines()[before:]}
         self.report.uncommitted += len(answered - self._committed())
 
+    def kill_workers(self, points: list[KillPoint]) -> Finished:
+        """All of these moments within one run, which then ends by itself; see ``kill_points``."""
+        sizes = (points[0].checkpoint_rows, points[0].workers)
+        longest = max(point.hang_after for point in points)
+        with self.start(*sizes, hang_after=longest) as command:
+            for point in points:
+                self.kill_worker(command, point)
+            self.go_on.touch()
+            return command.wait(seconds=500)
+
     def kill_worker(self, command: Command, point: KillPoint) -> None:
         """Kill the worker that answered last, when more answers have come."""
         before = max(1, len(self.log))

@@ -128,13 +128,7 @@ def kill_and_finish(run: StoreRun, kind: Kind, *, count: int, seed: int) -> None
     answers = sum(map(len, run.quiz.answers)) // 2 // count - 30  # 2 workers; see KillPoint.most
     points = kill_points(kind, count, seed=seed, answers=answers)
     if kind == "worker":
-        longest = max(point.hang_after for point in points)
-        sizes = (points[0].checkpoint_rows, points[0].workers)
-        with run.start(*sizes, hang_after=longest) as command:
-            for point in points:
-                run.kill_worker(command, point)
-            run.go_on.touch()
-            ended = command.wait(seconds=500)
+        ended = run.kill_workers(points)
         assert ended.json["worker_deaths"] == count
     else:
         for point in points:

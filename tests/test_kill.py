@@ -60,12 +60,7 @@ def kill_and_finish(
     run.report.name = f"{kind}, {executor}"
     REPORTS.append(run.report)
     if kind == "worker":
-        sizes = (points[0].checkpoint_rows, points[0].workers)
-        with run.start(*sizes, hang_after=longest) as command:
-            for point in points:
-                run.kill_worker(command, point)
-            run.go_on.touch()
-            ended = command.wait(seconds=500)
+        ended = run.kill_workers(points)
     else:
         for point in points:
             run.kill(point)
